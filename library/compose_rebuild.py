@@ -1,0 +1,181 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Rebuild the services of a compose project on an air-gapped host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: compose_rebuild
+short_description: Rebuild what changed in a compose project, with no network
+description:
+  - Plans, per service, how far the imported images already hold what the source tree asks for.
+  - Makes the images of the services that changed from the layers that are there, swaps these services only, checks
+    their health and puts the previous images back if the checks fail.
+  - Needs Docker Engine 20.10 or newer with the Compose plugin 2.20 or newer on the host, and nothing else.
+attributes:
+  check_mode:
+    support: full
+    description: Plans, and changes nothing at all on the host.
+  diff_mode:
+    support: full
+    description: Shows per service the files that differ and the instruction where the build starts.
+options:
+  project_src:
+    description: The source tree on the host.
+    type: path
+    required: true
+  compose_files:
+    description: Compose files, relative to O(project_src); compose's own default names if empty.
+    type: list
+    elements: str
+    default: []
+  env_files:
+    description: Files for compose's C(--env-file), relative to O(project_src).
+    type: list
+    elements: str
+    default: []
+  profiles:
+    description: Compose profiles to enable.
+    type: list
+    elements: str
+    default: []
+  project_name:
+    description: The compose project's name, if it is not what compose derives.
+    type: str
+  services:
+    description: The services to look at; all if empty.
+    type: list
+    elements: str
+    default: []
+  build_args:
+    description: Build arguments on top of those in the compose files, for every build.
+    type: dict
+    default: {}
+  health_checks:
+    description:
+      - Checks that a release must pass besides the containers' own health checks.
+      - Each has one of C(url), C(tcp) (C(HOST:PORT)) or C(command), and may have C(service), C(status), C(body) (a
+        regular expression), C(timeout).
+    type: list
+    elements: dict
+    default: []
+  gate_timeout:
+    description: Seconds until all checks must have passed.
+    type: int
+    default: 120
+  evidence:
+    description: The least evidence that reuse may rest on. V(recorded) refuses images that came with no record.
+    type: str
+    choices: [recorded, observed, assumed]
+    default: assumed
+  state_dir:
+    description: Where records, releases and caches are kept on the host.
+    type: path
+    default: /var/lib/offline-rebuild
+  keep_releases:
+    description: Number of releases to keep, with their images.
+    type: int
+    default: 3
+  change_id:
+    description: The change request that this run belongs to; goes into the release.
+    type: str
+    default: ""
+  operator:
+    description: Who runs it; goes into the release.
+    type: str
+    default: ""
+  run_time:
+    description: Seconds since the epoch, given once by the controller for all hosts of the run; the host's clock if 0.
+    type: int
+    default: 0
+  action:
+    description: V(rebuild), or V(prime) to record the untouched tree as what the images hold.
+    type: str
+    choices: [rebuild, prime]
+    default: rebuild
+author:
+  - offline-rebuild maintainers
+"""
+
+EXAMPLES = r"""
+- name: Rebuild what changed
+  compose_rebuild:
+    project_src: /srv/llm-chat
+    compose_files: [deployment/docker/docker-compose.yml]
+
+- name: Only the backend, and only on recorded evidence
+  compose_rebuild:
+    project_src: /srv/llm-chat
+    compose_files: [deployment/docker/docker-compose.yml]
+    services: [backend]
+    evidence: recorded
+    health_checks:
+      - url: http://127.0.0.1:8000/api/health
+        body: '"status": *"ok"'
+"""
+
+RETURN = r"""
+plan:
+  description: What was planned, in the schema of module_utils/offline_rebuild/plan.py.
+  returned: always, unless the input is wrong
+  type: dict
+release:
+  description: The release that was made, in the schema of module_utils/offline_rebuild/release.py.
+  returned: when something changed
+  type: dict
+primed:
+  description: Per service whether its tree is recorded, and why not.
+  returned: when O(action=prime)
+  type: list
+  elements: dict
+msg:
+  description: One line for the operator.
+  returned: always
+  type: str
+error:
+  description: The error's C(code), C(message), C(remedy), C(file) and C(line).
+  returned: on failure
+  type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.offline_rebuild.errors import OfflineRebuildError  # noqa: E402
+from ansible.module_utils.offline_rebuild.run import Request, execute  # noqa: E402
+
+ARGUMENT_SPEC = {
+    "project_src": {"type": "path", "required": True},
+    "compose_files": {"type": "list", "elements": "str", "default": []},
+    "env_files": {"type": "list", "elements": "str", "default": []},
+    "profiles": {"type": "list", "elements": "str", "default": []},
+    "project_name": {"type": "str"},
+    "services": {"type": "list", "elements": "str", "default": []},
+    "build_args": {"type": "dict", "default": {}},
+    "health_checks": {"type": "list", "elements": "dict", "default": []},
+    "gate_timeout": {"type": "int", "default": 120},
+    "evidence": {"type": "str", "choices": ["recorded", "observed", "assumed"], "default": "assumed"},
+    "state_dir": {"type": "path", "default": "/var/lib/offline-rebuild"},
+    "keep_releases": {"type": "int", "default": 3},
+    "change_id": {"type": "str", "default": ""},
+    "operator": {"type": "str", "default": ""},
+    "run_time": {"type": "int", "default": 0},
+    "action": {"type": "str", "choices": ["rebuild", "prime"], "default": "rebuild"},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    try:
+        outcome = execute(Request(check=module.check_mode, **module.params))
+    except OfflineRebuildError as error:
+        module.fail_json(msg=str(error), error=error.to_dict())
+    result = outcome.to_dict()
+    if module._diff and outcome.diff:
+        result["diff"] = outcome.diff
+    if outcome.failed:
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

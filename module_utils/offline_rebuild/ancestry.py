@@ -1,0 +1,214 @@
+"""Aligning a stage with an image's history: how far the image's text says that the stage is inside it.
+
+The history of an application image is the base's entries followed by one entry per instruction. Where the base ends is
+not written there. If the base image is present it is known; otherwise every place is tried, and one is taken only if it
+explains the rest of the history clearly better than any other: found, not guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import FrozenSet, List, Mapping, Optional, Sequence, Tuple
+
+from .history import config_at, is_redundant_arg, matches
+from .image import HistoryEntry, Image
+from .stage import BuildInput, Outcome, State, Timeline, dispatch, scratch_config, start_state
+
+__all__ = ["Alignment", "align", "is_base_of"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A stage's instructions laid along an image's history.
+
+    :param boundary: number of history entries that are the base's.
+    :param positions: ``positions[j]`` is the number of history entries after the first ``j`` instructions;
+        its length is the number of matching instructions + 1.
+    :param states: the stage's state after the first ``j`` instructions, for the same ``j``.
+    :param outcomes: of every instruction of the timeline, those that do not match included.
+    :param base_present: whether the base image is here and is the beginning of this image.
+    :param unknown: ``(field, key)`` of the base's config that the history does not tell.
+    """
+
+    image: Image
+    boundary: int
+    positions: Tuple[int, ...]
+    states: Tuple[State, ...]
+    outcomes: Tuple[Outcome, ...]
+    base_present: bool
+    unknown: FrozenSet[Tuple[str, str]]
+
+    @property
+    def matched(self) -> int:
+        """:returns: the number of instructions whose text is in the history."""
+        return len(self.positions) - 1
+
+    def entry(self, index: int) -> Optional[HistoryEntry]:
+        """:returns: the history entry of instruction ``index``; ``None`` if it leaves none (ONBUILD)."""
+        last = self.positions[index + 1]
+        return None if last == self.positions[index] else self.image.history[last - 1]
+
+    def layers_before(self, index: int) -> int:
+        """:returns: the number of layers below instruction ``index``."""
+        return sum(1 for e in self.image.history[: self.positions[index]] if e.layer is not None)
+
+    @property
+    def whole(self) -> bool:
+        """:returns: whether the image holds nothing after the matching instructions."""
+        return self.positions[-1] == len(self.image.history)
+
+
+def is_base_of(base: Image, image: Image) -> bool:
+    """Whether ``image`` was made on top of ``base``: its layers and its history begin with the base's."""
+    return (
+        image.diff_ids[: len(base.diff_ids)] == base.diff_ids
+        and len(image.history) >= len(base.history)
+        and all(a.created_by == b.created_by for a, b in zip(base.history, image.history))
+    )
+
+
+def align(
+    image: Image,
+    timeline: Timeline,
+    build: BuildInput,
+    outer: Mapping[str, str],
+    base: Optional[Image],
+    boundary: Optional[int] = None,
+) -> Optional[Alignment]:
+    """Lay a stage along an image's history.
+
+    :param base: the stage's base image if it is present on the host.
+    :param boundary: the recorded end of the base's entries, if there is a record.
+    :returns: the alignment, or ``None`` if the image is no ancestor or it cannot be told where the base ends.
+    """
+    if not image.history:
+        return None
+    if timeline.base == "scratch":
+        return _at(image, timeline, build, outer, 0, True)
+    if base is not None:
+        if not is_base_of(base, image):
+            return None
+        return _at(image, timeline, build, outer, len(base.history), True, base)
+    if boundary is not None:
+        return _at(image, timeline, build, outer, boundary, False)
+    return _search(image, timeline, build, outer)
+
+
+def _search(
+    image: Image, timeline: Timeline, build: BuildInput, outer: Mapping[str, str]
+) -> Optional[Alignment]:
+    if not timeline.steps:
+        return None
+    best: List[Tuple[int, Alignment]] = []
+    for boundary in range(1, len(image.history)):
+        if not _starts(image, timeline, build, outer, boundary):
+            continue
+        found = _at(image, timeline, build, outer, boundary, False)
+        if found.matched:
+            best.append((_distance(found, timeline), found))
+    best.sort(key=lambda pair: pair[0])
+    if not best or best[0][0] > max(1, len(timeline.steps) // 2):
+        return None
+    if len(best) > 1 and best[1][0] == best[0][0]:
+        return None
+    return best[0][1]
+
+
+def _starts(
+    image: Image, timeline: Timeline, build: BuildInput, outer: Mapping[str, str], boundary: int
+) -> bool:
+    """A cheap look: does the entry at ``boundary`` begin with the keyword of the first instruction?"""
+    first = next((s for s in timeline.steps if s.instruction.keyword != "ONBUILD"), None)
+    if first is None:
+        return False
+    keyword = first.instruction.keyword
+    text = image.history[boundary].created_by
+    return keyword in text or (keyword == "RUN" and image.history[boundary].layer is not None)
+
+
+def _at(
+    image: Image,
+    timeline: Timeline,
+    build: BuildInput,
+    outer: Mapping[str, str],
+    boundary: int,
+    base_present: bool,
+    base: Optional[Image] = None,
+) -> Alignment:
+    unknown: FrozenSet[Tuple[str, str]] = frozenset()
+    if timeline.base == "scratch":
+        state = start_state(scratch_config(timeline.platform))
+    elif base is not None:
+        state = _with_build_labels(start_state(base.config), image, base)
+    else:
+        document, unknown = config_at(image, boundary)
+        state = start_state(document)
+        state.config.pop("OnBuild", None)  # triggers in the final config are this image's own, not its base's
+    positions, states = [boundary], [state.copy()]
+    outcomes: List[Outcome] = []
+    position, matching = boundary, True
+    for step in timeline.steps:
+        workdir = str(state.config.get("WorkingDir") or "/")
+        args = list(state.args)
+        outcome = dispatch(state, step, build, outer)
+        outcomes.append(outcome)
+        if not matching:
+            continue
+        if outcome.created_by:
+            while (
+                position < len(image.history)
+                and not matches(image.history[position], outcome, step, workdir)
+                and is_redundant_arg(image.history[position], args)
+            ):
+                position += 1
+            if position >= len(image.history) or not matches(image.history[position], outcome, step, workdir):
+                matching = False
+                continue
+            position += 1
+        elif not _onbuild_matches(image, state):
+            matching = False
+            continue
+        positions.append(position)
+        states.append(state.copy())
+    return Alignment(image, boundary, tuple(positions), tuple(states), tuple(outcomes), base_present, unknown)
+
+
+def _with_build_labels(state: State, image: Image, base: Image) -> State:
+    """Labels that ``--label`` or compose gave the image are in no history entry: they stay, as they would in the graft."""
+    told = {key for entry in image.history for field, key, _ in _touches(entry) if field == "Labels"}
+    final = (image.config.get("config") or {}).get("Labels") or {}
+    extra = {k: v for k, v in final.items() if k not in told and k not in (state.config.get("Labels") or {})}
+    if extra:
+        state.config["Labels"] = {**(state.config.get("Labels") or {}), **extra}
+    return state
+
+
+def _touches(entry: HistoryEntry) -> Sequence[Tuple[str, str, object]]:
+    from .history import touches
+
+    return touches(entry)
+
+
+def _onbuild_matches(image: Image, state: State) -> bool:
+    """ONBUILD leaves no history: the triggers declared so far must be the first of those in the image's config."""
+    have = list((image.config.get("config") or {}).get("OnBuild") or [])
+    want = list(state.config.get("OnBuild") or [])
+    return have[: len(want)] == want
+
+
+def _distance(found: Alignment, timeline: Timeline) -> int:
+    """Edits that turn the history after the boundary into the stage's instructions (Levenshtein, one per entry)."""
+    rest = found.image.history[found.positions[-1]:]
+    todo = [
+        (step, outcome)
+        for step, outcome in list(zip(timeline.steps, found.outcomes))[found.matched:]
+        if outcome.created_by
+    ]
+    previous = list(range(len(rest) + 1))
+    for row, (step, outcome) in enumerate(todo, 1):
+        current = [row]
+        for column, entry in enumerate(rest, 1):
+            same = entry.created_by in outcome.created_by or matches(entry, outcome, step, "/")
+            current.append(min(previous[column] + 1, current[-1] + 1, previous[column - 1] + (0 if same else 1)))
+        previous = current
+    return previous[-1]

@@ -1,0 +1,276 @@
+"""The derived Dockerfile: the instructions that remain after each stage's reuse point, on top of grafts.
+
+Nothing in it asks a registry: every name is one under :data:`graft.REGISTRY` (DESIGN.md, facts 5 and 21).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from .errors import OfflineRebuildError
+from .graft import REGISTRY, ImageDocument, document
+from .image import Image, missing_image, pull_remedy, sha256
+from .reuse import Analyzer, StageReuse
+from .stage import State, Step
+
+__all__ = ["Derived", "blocked_reason", "derive"]
+
+#: RUNs that fetch from a network: package managers and downloads.
+_NETWORK = re.compile(
+    r"""(?:^|[\s;&|(/])(?:
+      (?:python[\d.]*\s+-m\s+)?pip[\d.]*\s+(?:install|download|wheel)\b | uv\s+(?:pip\s+install|sync|add|run|tool)\b
+    | poetry\s+(?:install|add|update)\b | pdm\s+(?:install|sync|add)\b | pipenv\s+(?:install|sync)\b
+    | conda\s+(?:install|create|env)\b | mamba\s+(?:install|create|env)\b
+    | npm\s+(?:ci|install|i|add|update)\b | npx\s | yarn(?:\s+(?:install|add)\b|\s*$) | pnpm\s+(?:install|i|add|fetch)\b
+    | corepack\s | bun\s+install\b
+    | apt(?:-get)?\s+(?:-\S+\s+)*(?:update|install|upgrade|dist-upgrade)\b | apk\s+(?:-\S+\s+)*(?:add|update|upgrade)\b
+    | (?:dnf|yum|microdnf|zypper)\s+(?:-\S+\s+)*(?:install|update|upgrade)\b | pacman\s+-S
+    | go\s+(?:mod\s+download|get|install)\b | cargo\s+(?:fetch|install)\b
+    | gem\s+install\b | bundle\s+install\b | composer\s+(?:install|require|update)\b
+    | curl\s | wget\s | git\s+clone\b
+    )""",
+    re.VERBOSE | re.MULTILINE,
+)
+_OFFLINE = re.compile(r"--no-index|--offline|--no-deps|--network[= ]none|localhost|127\.0\.0\.1")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """All that a build by graft needs.
+
+    :param grafts: images to load first.
+    :param tags: name under :data:`graft.REGISTRY` to id of a present image.
+    :param target: the stage to build.
+    :param final: the graft that *is* the result, when no instruction remains.
+    """
+
+    text: str
+    grafts: Tuple[ImageDocument, ...]
+    tags: Mapping[str, str]
+    target: str
+    final: Optional[ImageDocument] = None
+
+
+def remaining(analyzer: Analyzer) -> List[Tuple[StageReuse, int]]:
+    """The stages that the build needs, in the order of the file, each with its reuse point.
+
+    A stage that nothing after the reuse points reads is left out.
+    """
+    todo, cuts = [analyzer.target], {}
+    while todo:
+        index = todo.pop()
+        if index in cuts:
+            continue
+        stage = analyzer.stage(index)
+        cuts[index] = reuse_point(stage)
+        for step in stage.timeline.steps[cuts[index]:]:
+            todo.extend(step.stages)
+    return [(analyzer.stage(index), cuts[index]) for index in sorted(cuts)]
+
+
+def reuse_point(stage: StageReuse) -> int:
+    """The last place where the stage may be cut.
+
+    An ENTRYPOINT resets CMD unless the CMD was given in the same build, so a cut between the two is moved before CMD.
+    """
+    cut = stage.proven
+    steps = stage.timeline.steps
+    if stage.alignment is None or cut >= len(steps):
+        return cut
+    rest = [s.instruction.keyword for s in steps[cut:]]
+    if "ENTRYPOINT" in rest and stage.alignment.states[cut].cmd_set:
+        return next(i for i, s in enumerate(steps) if s.instruction.keyword == "CMD")
+    return cut
+
+
+def _unsettled(stage: StageReuse, cut: int) -> str:
+    """A field of the base's config that the history does not tell and that the rest does not set anew."""
+    if stage.alignment is None:
+        return ""
+    later = {s.instruction.keyword for s in stage.timeline.steps}
+    setters = {
+        "Cmd": {"CMD", "ENTRYPOINT"}, "Entrypoint": {"ENTRYPOINT"}, "StopSignal": {"STOPSIGNAL"},
+        "Healthcheck": {"HEALTHCHECK"},
+    }  # fmt: skip
+    for field, key in sorted(stage.alignment.unknown):
+        if not setters.get(field, set()) & later:
+            return f"{field} {key}".strip()
+    return ""
+
+
+def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
+    """Why the build cannot be done on this host, and the remedy; ``("", "")`` if it can.
+
+    Known before anything is touched: a stage with neither ancestor nor base, or a RUN that is known to need a network.
+    """
+    for stage, cut in remaining(analyzer):
+        timeline = stage.timeline
+        name = timeline.name or str(timeline.index)
+        if stage.alignment is None and stage.base is None and timeline.base != "scratch":
+            return _no_ancestor(analyzer, stage)
+        unsettled = _unsettled(stage, cut)
+        if unsettled:
+            return (
+                f"{unsettled} of the base image {timeline.base} is not in the history of {stage.timeline.base}'s children",
+                pull_remedy(timeline.base, timeline.platform),
+            )
+        for step in timeline.steps[cut:]:
+            text = "\n".join([step.instruction.text, *(d.content for d in step.instruction.heredocs)])
+            place = f"{analyzer.build.dockerfile.file}:{step.instruction.line}"
+            if step.kind == "run" and _NETWORK.search(text) and not _OFFLINE.search(text):
+                return (
+                    f"{place} {step.title} would have to run again and needs a network, because stage {name} is "
+                    f"reusable only up to there: {_because(stage)}",
+                    "build the image on a connected machine and bring it in with docker save and docker load",
+                )
+            if step.kind == "remote":
+                return (
+                    f"{place} {step.title} needs a network",
+                    "fetch the file on a connected machine, put it into the context and COPY it",
+                )
+            for kind, value in [*step.mounts, (step.kind, step.source)]:
+                if kind == "image" and analyzer.store.find(value) is None:
+                    return (
+                        f"{place} needs the image {value}, which is not on this host",
+                        pull_remedy(value, timeline.platform),
+                    )
+    return "", ""
+
+
+def _because(stage: StageReuse) -> str:
+    step = stage.start
+    return f"line {step.instruction.line} {step.title}: {stage.reason}" if step else stage.reason
+
+
+def _no_ancestor(analyzer: Analyzer, stage: StageReuse) -> Tuple[str, str]:
+    timeline = stage.timeline
+    name = timeline.name or str(timeline.index)
+    error = missing_image(timeline.base, [f"{analyzer.build.dockerfile.file}:{timeline.from_line}"], timeline.platform)
+    if timeline.index == analyzer.target:
+        return f"{error.message}: {stage.reason}", error.remedy
+    return (
+        f"stage {name} must be built again and no image on this host holds its beginning ({stage.reason}); an "
+        "application image holds the layers of its last stage only",
+        f"on a connected machine: docker build --target {name} -t NAME:{name} ... && docker save -o {name}.tar "
+        f"NAME:{name}; bring {name}.tar here and: docker load -i {name}.tar",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def derive(analyzer: Analyzer, created: str) -> Derived:
+    """The derived Dockerfile and the grafts it stands on.
+
+    :param created: RFC 3339 time that grafts carry.
+    """
+    stages = remaining(analyzer)
+    grafts: List[ImageDocument] = []
+    tags: Dict[str, str] = {}
+    alias = {stage.timeline.index: _alias(stage) for stage, _ in stages}
+    blocks: List[str] = []
+    for stage, cut in stages:
+        origin = _origin(stage, cut, created, grafts, tags)
+        lines = [f"FROM {origin} AS {alias[stage.timeline.index]}"]
+        if stage.alignment is not None:
+            lines += _carried_args(stage.alignment.states[cut], analyzer.build.dockerfile.escape)
+        lines += [_rewritten(step, alias, analyzer, tags) for step in stage.timeline.steps[cut:]]
+        blocks.append("\n".join(lines))
+    target, cut = next((s, c) for s, c in stages if s.timeline.index == analyzer.target)
+    final = grafts[-1] if cut == len(target.timeline.steps) and target.alignment is not None else None
+    header = _directives(analyzer)
+    metas = [i.raw.rstrip("\n") for i in analyzer.build.dockerfile.meta_args]
+    text = "\n".join([*header, *metas, *blocks]) + "\n"
+    return Derived(text, tuple(grafts), tags, alias[analyzer.target], final)
+
+
+def _directives(analyzer: Analyzer) -> List[str]:
+    dockerfile = analyzer.build.dockerfile
+    lines = [f"# escape={dockerfile.escape}"] if "escape" in dockerfile.directives else []
+    if "check" in dockerfile.directives:
+        lines.append(f"# check={dockerfile.directives['check']}")
+    return lines
+
+
+def _alias(stage: StageReuse) -> str:
+    return stage.timeline.name or f"offline-rebuild-stage-{stage.timeline.index}"
+
+
+def _origin(
+    stage: StageReuse, cut: int, created: str, grafts: List[ImageDocument], tags: Dict[str, str]
+) -> str:
+    if stage.alignment is not None:
+        made = graft_document(stage, cut, created)
+        grafts.append(made)
+        return made.ref
+    if stage.timeline.base == "scratch":
+        return "scratch"
+    assert stage.base is not None
+    return _tagged(stage.base, tags)
+
+
+def _tagged(image: Image, tags: Dict[str, str]) -> str:
+    name = f"{REGISTRY}/image:{image.id.split(':')[-1][:32]}"
+    tags[name] = image.id
+    return name
+
+
+def graft_document(stage: StageReuse, cut: int, created: str) -> ImageDocument:
+    """The image at the reuse point: the ancestor's layers up to there and the config as BuildKit has it there."""
+    alignment = stage.alignment
+    assert alignment is not None
+    image = alignment.image
+    position = alignment.positions[cut]
+    layers = sum(1 for entry in image.history[:position] if entry.layer is not None)
+    config: Dict[str, Any] = {
+        key: image.config[key] for key in ("architecture", "os", "variant", "os.version", "author") if key in image.config
+    }
+    state = alignment.states[cut]
+    config["config"] = {k: v for k, v in state.config.items() if v is not None or k in ("Cmd", "Entrypoint", "OnBuild")}
+    config["created"] = created
+    config["history"] = list(image.config.get("history") or [])[:position]
+    digest = sha256(json.dumps([image.id, position, config], sort_keys=True).encode()).split(":")[1][:32]
+    return document(f"{REGISTRY}/graft:{digest}", config, image, layers)
+
+
+def _carried_args(state: State, escape: str) -> List[str]:
+    """ARGs in scope at the cut. An ENV of the same name hides an ARG: its value is what RUN sees, so it is carried."""
+    lines: List[str] = []
+    for key in dict.fromkeys(key for key, _ in state.args):
+        value = state.env.get(key)
+        if value is None:
+            lines.append(f"ARG {key}")
+            continue
+        if "\n" in value:
+            raise OfflineRebuildError("arg-newline", f"the build argument {key} has a line break and cannot be carried")
+        quoted = "".join(escape + char if char in ('"', "$", escape) else char for char in value)
+        lines.append(f'ARG {key}="{quoted}"')
+    return lines
+
+
+def _rewritten(step: Step, alias: Mapping[int, str], analyzer: Analyzer, tags: Dict[str, str]) -> str:
+    """The instruction verbatim, its references to stages and images by names that hold in the derived Dockerfile."""
+    raw = step.instruction.raw.rstrip("\n")
+    if step.onbuild:
+        raw = step.instruction.text
+    for kind, value in [*step.mounts, (step.kind, step.source)]:
+        if kind == "stage":
+            raw = _renamed(raw, _names_of(value, analyzer), alias[value])
+        elif kind == "image":
+            image = analyzer.store.find(value)
+            if image is not None:
+                raw = _renamed(raw, [value], _tagged(image, tags))
+    return raw
+
+
+def _names_of(index: int, analyzer: Analyzer) -> Sequence[str]:
+    name = analyzer.timelines[index].name
+    return [str(index)] + ([name] if name else [])
+
+
+def _renamed(raw: str, old: Sequence[str], new: str) -> str:
+    pattern = "|".join(re.escape(name) for name in old)
+    return re.sub(rf'(?i)(\bfrom=)(["\']?)(?:{pattern})(?=["\']?(?:[\s,]|$))', lambda m: m.group(1) + m.group(2) + new, raw)

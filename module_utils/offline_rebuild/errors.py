@@ -1,0 +1,62 @@
+"""The one exception that reaches an operator.
+
+Every error that the core raises on purpose is an :class:`OfflineRebuildError`: it carries a stable code, the file and
+line that are at fault where there are such, and the remedy. The modules turn it into a failed task; anything else that
+escapes is a defect and is reported as one (without a traceback, which goes to the run's log).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional
+
+__all__ = ["OfflineRebuildError"]
+
+
+class OfflineRebuildError(Exception):
+    """An error with a code, a place and a remedy.
+
+    :param code: stable, kebab-case, e.g. ``dockerfile-syntax``; documented in docs/errors.md.
+    :param message: one or two sentences that say what is wrong, without the remedy.
+    :param remedy: what the operator can do; a command to type where there is one.
+    :param file: the file at fault (as the operator knows it), if there is one.
+    :param line: the 1-based line in ``file``, if known.
+
+    ``host`` is filled in where the error leaves the core.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        remedy: str = "",
+        file: Optional[str] = None,
+        line: Optional[int] = None,
+    ) -> None:
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+        self.file = file
+        self.line = line
+        self.host = ""
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        place = f"{self.host}: " if self.host else ""
+        if self.file:
+            place += self.file if self.line is None else f"{self.file}:{self.line}"
+            place += ": "
+        text = f"{place}{self.message} [{self.code}]"
+        if self.remedy:
+            text += f" Remedy: {self.remedy}"
+        return text
+
+    def to_dict(self) -> Dict[str, Any]:
+        """:returns: the fields as a JSON-ready mapping (keys host, code, message, remedy, file, line)."""
+        return {
+            "host": self.host,
+            "code": self.code,
+            "message": self.message,
+            "remedy": self.remedy,
+            "file": self.file,
+            "line": self.line,
+        }

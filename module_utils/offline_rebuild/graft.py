@@ -1,0 +1,192 @@
+"""Grafts: images re-created at a reuse point, and the archive that ``docker load`` takes them from.
+
+The archive names layers that the engine has already and does not carry them (DESIGN.md, facts 1 and 3, "The archive").
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from typing import IO, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from .cli import Docker
+from .errors import OfflineRebuildError
+from .image import Image, ImageStore, sha256
+
+__all__ = ["REGISTRY", "ImageDocument", "load", "remove_left_behind", "write_archive"]
+
+#: Names under this are refused at once when an engine asks for them, instead of after a DNS time-out (fact 21).
+REGISTRY = "127.0.0.1:9/offline-rebuild"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+_OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """:returns: JSON bytes that are the same for the same document."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A layer that the archive carries: ``diff_id`` of the uncompressed tar, its ``size`` and where it lies."""
+
+    diff_id: str
+    size: int
+    path: str
+
+
+@dataclass(frozen=True)
+class ImageDocument:
+    """An image as it is written: config and, for the containerd store, manifest.
+
+    :param ref: full name with tag.
+    :param carried: layers that go into the archive; all others must be on the receiver.
+    """
+
+    ref: str
+    config: bytes
+    diff_ids: Tuple[str, ...]
+    manifest: Optional[bytes]
+    carried: Tuple[Carried, ...] = ()
+
+    @property
+    def config_digest(self) -> str:
+        """:returns: digest of the config; the image's id on the classic store."""
+        return sha256(self.config)
+
+    @property
+    def id(self) -> str:
+        """:returns: the id that the engine it is made for will give it."""
+        return self.config_digest if self.manifest is None else sha256(self.manifest)
+
+
+def document(
+    ref: str, config: Mapping[str, Any], ancestor: Image, kept_layers: int, carried: Sequence[Carried] = ()
+) -> ImageDocument:
+    """The image that has the ancestor's first ``kept_layers`` layers, then ``carried``, and this config.
+
+    :param config: the whole config document; its ``rootfs`` is set here.
+    """
+    diff_ids = ancestor.diff_ids[:kept_layers] + tuple(layer.diff_id for layer in carried)
+    raw = encode({**config, "rootfs": {"type": "layers", "diff_ids": list(diff_ids)}})
+    manifest: Optional[bytes] = None
+    if ancestor.manifest is not None:
+        manifest = _manifest(raw, ancestor.manifest, kept_layers, carried)
+    return ImageDocument(ref, raw, diff_ids, manifest, tuple(carried))
+
+
+def _manifest(config: bytes, ancestor: Mapping[str, Any], kept: int, carried: Sequence[Carried]) -> bytes:
+    docker = ancestor.get("mediaType") == DOCKER_MANIFEST
+    layers: List[Mapping[str, Any]] = list(ancestor.get("layers") or [])[:kept]
+    kind = "application/vnd.docker.image.rootfs.diff.tar" if docker else "application/vnd.oci.image.layer.v1.tar"
+    layers += [{"mediaType": kind, "digest": layer.diff_id, "size": layer.size} for layer in carried]
+    return encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": DOCKER_MANIFEST if docker else OCI_MANIFEST,
+            "config": {
+                "mediaType": _DOCKER_CONFIG if docker else _OCI_CONFIG,
+                "digest": sha256(config),
+                "size": len(config),
+            },
+            "layers": layers,
+        }
+    )
+
+
+def _blob(digest: str) -> str:
+    return "blobs/sha256/" + digest.split(":")[1]
+
+
+def write_archive(stream: IO[bytes], image: ImageDocument) -> None:
+    """Write the archive to ``stream``; readable by ``docker load`` on either image store."""
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for layer in image.carried:
+            info = tarfile.TarInfo(_blob(layer.diff_id))
+            info.size = layer.size
+            with open(layer.path, "rb") as handle:
+                archive.addfile(info, handle)
+        _add(archive, _blob(image.config_digest), image.config)
+        legacy = [
+            {
+                "Config": _blob(image.config_digest),
+                "RepoTags": [image.ref],
+                "Layers": [_blob(diff_id) for diff_id in image.diff_ids],
+            }
+        ]
+        _add(archive, "manifest.json", json.dumps(legacy).encode())
+        if image.manifest is not None:
+            _add(archive, _blob(sha256(image.manifest)), image.manifest)
+            _add(archive, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+            _add(archive, "index.json", json.dumps(_index(image, image.manifest)).encode())
+
+
+def _index(image: ImageDocument, manifest: bytes) -> Dict[str, Any]:
+    descriptor = {
+        "mediaType": json.loads(manifest)["mediaType"],
+        "digest": sha256(manifest),
+        "size": len(manifest),
+        "annotations": {
+            "io.containerd.image.name": image.ref,
+            "org.opencontainers.image.ref.name": image.ref.rsplit(":", 1)[-1],
+        },
+    }
+    return {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [descriptor]}
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def load(store: ImageStore, image: ImageDocument) -> str:
+    """Load an image document and check that the engine has exactly that image.
+
+    ``docker load`` can print an error and end with 0 (fact 3), so id and layers are compared.
+
+    :returns: the image's id.
+    :raises OfflineRebuildError: ``load-failed``.
+    """
+    buffer = io.BytesIO()
+    if image.carried:
+        _load_streamed(store.docker, image)
+    else:
+        write_archive(buffer, image)
+        store.docker.run("load", stdin=buffer.getvalue())
+    found = store.docker.inspect("image", [image.ref])
+    layers = tuple((found[0].get("RootFS") or {}).get("Layers") or []) if found else ()
+    if not found or found[0]["Id"] != image.id or layers != image.diff_ids:
+        have = found[0]["Id"] if found else "nothing"
+        raise OfflineRebuildError(
+            "load-failed",
+            f"the engine took {image.ref} as {have} and not as {image.id}",
+            "the image store may be damaged: load the imported images again, then run again",
+        )
+    return image.id
+
+
+def _load_streamed(docker: Docker, image: ImageDocument) -> None:
+    import tempfile
+
+    # Written to the end before `docker load` reads it: a layer file that changes or vanishes must not reach the engine.
+    with tempfile.TemporaryFile() as handle:
+        write_archive(handle, image)
+        handle.seek(0)
+        docker.run("load", stdin=handle)
+
+
+def remove_left_behind(docker: Docker) -> List[str]:
+    """Remove the names under :data:`REGISTRY` that an interrupted run left.
+
+    :returns: the names removed.
+    """
+    listed = docker.run("image", "ls", "--filter", f"reference={REGISTRY}/*", "--format", "{{.Repository}}:{{.Tag}}")
+    names = [name for name in listed.text.split() if not name.endswith("<none>")]
+    if names:
+        docker.run("image", "rm", "--no-prune", *names, check=False)
+    return names

@@ -1,0 +1,224 @@
+"""Reading an image's history: does an entry stem from this instruction, and what was the config at that point.
+
+The forms are those of BuildKit (DESIGN.md, fact 4), of the classic builder and buildah (``/bin/sh -c #(nop) ...``)
+and of kaniko (the instruction as written).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import posixpath
+import re
+from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Sequence, Tuple
+
+from .image import HistoryEntry, Image
+from .stage import DEFAULT_PATH, Outcome, Step, join_workdir, set_env, split_env
+
+__all__ = ["UNKNOWN", "config_at", "is_redundant_arg", "matches", "touches"]
+
+NOP = re.compile(r"^(?:/bin/sh -c|cmd /S /C|powershell.*?) #\(nop\) +")
+_SUFFIX = " # buildkit"
+_CLASSIC_COPY = re.compile(r"^(COPY|ADD) (?:--chown=(\S+) )?(?:file|dir|multi):[0-9a-f]+ in (.*?) ?$", re.DOTALL)
+_ENV_KEY = re.compile(r"(?:^| )([A-Za-z_][A-Za-z0-9_.\-]*)=")
+
+
+class _Unknown:
+    def __repr__(self) -> str:
+        return "UNKNOWN"
+
+
+#: A value that the history does not tell.
+UNKNOWN: Any = _Unknown()
+
+
+def matches(entry: HistoryEntry, outcome: Outcome, step: Step, workdir: str) -> bool:
+    """Whether a history entry is what this instruction leaves.
+
+    A match says that the *text* is the same, no more: what COPY took in, and what history does not hold
+    (``outcome.hidden``), is judged elsewhere.
+
+    :param workdir: the working directory before the instruction.
+    """
+    has_layer = entry.layer is not None
+    if entry.created_by in outcome.created_by:
+        return has_layer == outcome.layer or step.kind == "workdir"
+    text = entry.created_by
+    classic = NOP.match(text)
+    if classic:
+        return _matches_classic(text[classic.end():], outcome, step, workdir)
+    if entry.comment.startswith("buildkit"):
+        return False
+    plain = {form[: -len(_SUFFIX)] for form in outcome.created_by if form.endswith(_SUFFIX)}
+    if step.kind == "run":  # the classic builder and buildah leave the bare command
+        return has_layer and any(text == form[len("RUN "):] for form in plain)
+    return text == " ".join(step.instruction.text.split()) and has_layer == outcome.layer
+
+
+def _matches_classic(text: str, outcome: Outcome, step: Step, workdir: str) -> bool:
+    copied = _CLASSIC_COPY.match(text)
+    if copied:
+        keyword, chown, dest = copied.groups()
+        instruction = outcome.expanded
+        if step.kind not in ("context", "stage", "image") or keyword != instruction.keyword:
+            return False
+        if (chown or "") != (instruction.flag("chown") or ""):
+            return False
+        absolute = join_workdir(workdir, instruction.dest)
+        return dest.strip() == instruction.dest or posixpath.normpath(dest.strip()) == absolute
+    if outcome.layer and step.kind != "workdir":
+        return False
+    if step.instruction.keyword == "EXPOSE":
+        return text == "EXPOSE " + " ".join(outcome.expanded.args) or text in outcome.created_by
+    return text.strip() in outcome.created_by
+
+
+def is_redundant_arg(entry: HistoryEntry, args: Sequence[Tuple[str, Any]]) -> bool:
+    """Whether the entry is an ARG that repeats what is in force already.
+
+    A derived Dockerfile carries ARGs over the cut; what it leaves in the history changes nothing.
+    """
+    if entry.layer is not None or not entry.created_by.startswith("ARG "):
+        return False
+    text = entry.created_by[len("ARG "):]
+    return any(text == (key if value is None else f"{key}={value}") for key, value in args)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Config at a point of the history
+
+Touch = Tuple[str, str, Any]
+_MAPS = ("Labels", "ExposedPorts", "Volumes")
+_SCALARS = ("Cmd", "Entrypoint", "WorkingDir", "User", "StopSignal", "Shell", "Healthcheck")
+
+
+def _quoted_list(text: str) -> Any:
+    try:
+        value = json.loads(text.replace('" "', '", "'))
+    except ValueError:
+        return UNKNOWN
+    return value if isinstance(value, list) and all(isinstance(v, str) for v in value) else UNKNOWN
+
+
+def _pairs(text: str) -> Iterator[Tuple[str, Any]]:
+    found = list(_ENV_KEY.finditer(text))
+    for match in found:
+        # Several keys in one entry: where one value ends and the next begins is not certain, values are unquoted.
+        yield match.group(1), (text[match.end():] if len(found) == 1 else UNKNOWN)
+
+
+def touches(entry: HistoryEntry) -> List[Touch]:
+    """What an entry did to the config: ``(field, key, value)``; ``key`` is ``""`` for fields that hold one value.
+
+    A value that cannot be told is :data:`UNKNOWN`. Entries of RUN, COPY and ADD touch nothing.
+    """
+    text = NOP.sub("", entry.created_by)
+    if text.endswith(_SUFFIX):
+        text = text[: -len(_SUFFIX)]
+    keyword, _, rest = text.partition(" ")
+    if keyword == "ENV":
+        return [("Env", key, value) for key, value in _pairs(rest)]
+    if keyword == "LABEL":
+        return [("Labels", key, value) for key, value in _pairs(rest)]
+    if keyword == "CMD":
+        return [("Cmd", "", _quoted_list(rest))]
+    if keyword == "ENTRYPOINT":
+        return [("Entrypoint", "", _quoted_list(rest))]
+    if keyword in ("WORKDIR", "USER", "STOPSIGNAL"):
+        name = {"WORKDIR": "WorkingDir", "USER": "User", "STOPSIGNAL": "StopSignal"}[keyword]
+        return [(name, "", rest.strip())]
+    if keyword == "SHELL":
+        return [("Shell", "", UNKNOWN)]
+    if keyword == "HEALTHCHECK":
+        return [("Healthcheck", "", UNKNOWN)]
+    if keyword == "EXPOSE":
+        ports = re.findall(r"(\d+/[a-z]+):\{\}|(\d+(?:/[a-z]+)?)", rest)
+        return [("ExposedPorts", a or (b if "/" in b else b + "/tcp"), {}) for a, b in ports]
+    if keyword == "VOLUME":
+        inner = rest.strip().lstrip("[").rstrip("]")
+        return [("Volumes", path, {}) for path in inner.split(" ") if path]
+    return []
+
+
+def _replay(entries: Sequence[HistoryEntry]) -> Dict[Tuple[str, str], Any]:
+    values: Dict[Tuple[str, str], Any] = {}
+    for entry in entries:
+        for field, key, value in touches(entry):
+            values[(field, key)] = value
+            if field == "Entrypoint" and ("Cmd", "") in values:
+                values[("Cmd", "")] = UNKNOWN  # kept or reset, by whether CMD was given in the same build
+    return values
+
+
+def _explained(config: Mapping[str, Any], values: Mapping[Tuple[str, str], Any], field: str) -> bool:
+    """Whether the history accounts for all that the final config has of a field."""
+    if field == "Env":
+        for item in config.get("Env") or []:
+            key, value = split_env(item)
+            if ("Env", key) not in values and not (key == "PATH" and value == DEFAULT_PATH):
+                return False
+        return True
+    if field in _MAPS:
+        return True  # `--label` leaves no history; what it set is in the config and touched by nothing
+    final = config.get(field) or None
+    if field == "WorkingDir" and final == "/":
+        final = None
+    value = values.get((field, ""))
+    if value is UNKNOWN:
+        return True
+    if field == "Cmd" and final is None:
+        return value is None or ("Entrypoint", "") in values
+    return (value or None) == final
+
+
+def config_at(image: Image, cut: int) -> Tuple[Dict[str, Any], FrozenSet[Tuple[str, str]]]:
+    """The image's config as it was after its first ``cut`` history entries.
+
+    What no later entry touched is as in the final config. What a later entry touched is replayed from the entries
+    before, or was not there at all if the history accounts for the field; else it is unknown.
+
+    :returns: the whole config document (``config`` section as of then, ``history`` and ``rootfs`` cut), and the set of
+        ``(field, key)`` that cannot be told and were left out.
+    """
+    document = copy.deepcopy(dict(image.config))
+    section: Dict[str, Any] = dict(document.get("config") or {})
+    before = _replay(image.history[:cut])
+    everything = _replay(image.history)
+    final = dict(section)
+    unknown = set()
+    later = {(field, key) for entry in image.history[cut:] for field, key, _ in touches(entry)}
+    if ("Entrypoint", "") in later:
+        later.add(("Cmd", ""))  # may have been reset
+    for field, key in later:
+        value = before.get((field, key))
+        if value is None and not _explained(final, everything, field):
+            value = UNKNOWN
+        if value is UNKNOWN:
+            unknown.add((field, key))
+            value = None
+        _put(section, field, key, value)
+    document["config"] = section
+    layers = sum(1 for entry in image.history[:cut] if entry.layer is not None)
+    document["rootfs"] = {"type": "layers", "diff_ids": list(image.diff_ids[:layers])}
+    document["history"] = list(image.config.get("history") or [])[:cut]
+    return document, frozenset(unknown)
+
+
+def _put(section: Dict[str, Any], field: str, key: str, value: Any) -> None:
+    if field == "Env":
+        if value is None:
+            section["Env"] = [item for item in section.get("Env") or [] if split_env(item)[0] != key]
+        else:
+            set_env(section, key, value)
+    elif field in _MAPS:
+        mapping = dict(section.get(field) or {})
+        if value is None:
+            mapping.pop(key, None)
+        else:
+            mapping[key] = value
+        if mapping or field in section:
+            section[field] = mapping or None
+    elif value is None:
+        section.pop(field, None)
+    else:
+        section[field] = value

@@ -1,0 +1,284 @@
+"""Images as the engine holds them: raw config, manifest, history.
+
+``docker image inspect`` does not give an image's raw config (nor, on the containerd store, its manifest). Both lie
+under the engine's root and are content-addressed, so what is read there is checked against its digest; where they
+cannot be read, one ``docker save`` gives them (DESIGN.md, fact 2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from .cli import Docker, EngineInfo
+from .errors import OfflineRebuildError
+
+__all__ = ["HistoryEntry", "Image", "ImageStore", "sha256", "normal_ref"]
+
+_INDEX_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+
+
+def sha256(data: bytes) -> str:
+    """:returns: ``sha256:<hex>`` of ``data``."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def normal_ref(ref: str) -> str:
+    """A reference in the engine's familiar form with a tag: ``python`` -> ``python:latest``.
+
+    ``docker.io/library/`` and ``docker.io/`` are dropped as the engine does (distribution/reference, FamiliarString).
+    A digest reference is left as it is.
+    """
+    for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
+        if ref.startswith(prefix):
+            ref = ref[len(prefix):]
+            break
+    if "@" in ref:
+        return ref
+    return ref if ":" in ref.rsplit("/", 1)[-1] else ref + ":latest"
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One entry of an image's history. ``layer`` is the index of its layer in ``diff_ids``, ``None`` if it has none."""
+
+    created_by: str
+    comment: str
+    layer: Optional[int]
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A local image.
+
+    :param id: the engine's id: config digest on the classic store, manifest (or index) digest on the containerd store.
+    :param refs: its names with tags.
+    :param config: the raw config, parsed; ``config_digest`` is the digest of its bytes.
+    :param manifest: the manifest of the host's platform (containerd store only).
+    :param history: one entry per instruction; empty when the config's history does not add up to its layers.
+    :param inspect: what ``docker image inspect`` said.
+    """
+
+    id: str
+    refs: Tuple[str, ...]
+    config: Mapping[str, Any]
+    config_digest: str
+    diff_ids: Tuple[str, ...]
+    history: Tuple[HistoryEntry, ...]
+    manifest: Optional[Mapping[str, Any]]
+    inspect: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """:returns: a name for the operator: the first tag, else the short id."""
+        return self.refs[0] if self.refs else self.id.split(":")[-1][:12]
+
+    @property
+    def platform(self) -> str:
+        """:returns: ``os/arch[/variant]`` as the config has it."""
+        variant = self.config.get("variant") or ""
+        return f"{self.config.get('os', '')}/{self.config.get('architecture', '')}" + (f"/{variant}" if variant else "")
+
+    @property
+    def layer_descriptors(self) -> Optional[Sequence[Mapping[str, Any]]]:
+        """:returns: the manifest's layer descriptors, bottom first (containerd store only)."""
+        return None if self.manifest is None else list(self.manifest.get("layers") or [])
+
+
+def parse_history(config: Mapping[str, Any]) -> Tuple[HistoryEntry, ...]:
+    """The history with each entry's layer index; ``()`` when it does not account for every layer.
+
+    An image whose history is shorter or longer than its layers (``docker import`` has one entry and one layer, some
+    builders write none) cannot be aligned; that is said by an empty result, never guessed.
+    """
+    entries: List[HistoryEntry] = []
+    layer = 0
+    for raw in config.get("history") or []:
+        if not isinstance(raw, Mapping):
+            return ()
+        has_layer = not raw.get("empty_layer", False)
+        entries.append(
+            HistoryEntry(
+                str(raw.get("created_by") or ""),
+                str(raw.get("comment") or ""),
+                layer if has_layer else None,
+                str(raw.get("created") or ""),
+            )
+        )
+        layer += 1 if has_layer else 0
+    rootfs = config.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, Mapping) else None
+    return tuple(entries) if layer == len(diff_ids or []) else ()
+
+
+class ImageStore:
+    """Reads images of one engine. Reading changes nothing on the host.
+
+    :param docker: the CLI.
+    """
+
+    def __init__(self, docker: Docker) -> None:
+        self.docker = docker
+        self.info: EngineInfo = docker.info()
+        self.content_dir: Optional[str] = self._find_content_dir() if self.info.store == "containerd" else None
+        self._images: Dict[str, Image] = {}
+        self._by_ref: Optional[Dict[str, Mapping[str, Any]]] = None
+
+    def _find_content_dir(self) -> Optional[str]:
+        # A daemon-managed containerd keeps its root under the engine's; a system one under /var/lib/containerd.
+        for root in (os.path.join(self.info.root, "containerd", "daemon"), "/var/lib/containerd"):
+            path = os.path.join(root, "io.containerd.content.v1.content")
+            if os.path.isdir(os.path.join(path, "blobs", "sha256")):
+                return path
+        return None
+
+    def _load_all(self) -> Dict[str, Mapping[str, Any]]:
+        """Inspect every local image, once: two calls of the CLI whatever their number."""
+        if self._by_ref is None:
+            ids = self.docker.run("image", "ls", "-q", "-a", "--no-trunc").text.split()
+            self._by_ref = {}
+            for data in self.docker.inspect("image", dict.fromkeys(ids)):
+                self._by_ref[data["Id"]] = data
+                for ref in data.get("RepoTags") or []:
+                    self._by_ref[normal_ref(ref)] = data
+                for ref in data.get("RepoDigests") or []:
+                    self._by_ref[normal_ref(ref)] = data
+        return self._by_ref
+
+    def forget(self) -> None:
+        """Drop what was read of names; contents by id stay, they cannot change."""
+        self._by_ref = None
+
+    def inspect_of(self, ref: str) -> Optional[Mapping[str, Any]]:
+        """:returns: the inspect data of a name or id, ``None`` if it is not there."""
+        known = self._load_all()
+        return known.get(ref) or known.get(normal_ref(ref))
+
+    def find(self, ref: str) -> Optional[Image]:
+        """:returns: the image that a name or id stands for, ``None`` if it is not there or cannot be read."""
+        data = self.inspect_of(ref)
+        return None if data is None else self._read(data)
+
+    def all(self) -> List[Image]:
+        """:returns: every local image of this platform that can be read."""
+        unique = {data["Id"]: data for data in self._load_all().values()}
+        images = (self._read(data) for data in unique.values())
+        return [image for image in images if image is not None]
+
+    def _read(self, data: Mapping[str, Any]) -> Optional[Image]:
+        image_id = str(data["Id"])
+        if image_id not in self._images:
+            raw, manifest = self._raw(image_id, data)
+            if raw is None:
+                return None
+            config = json.loads(raw)
+            rootfs = config.get("rootfs") or {}
+            diff_ids = tuple(str(d) for d in rootfs.get("diff_ids") or [])
+            if diff_ids != tuple((data.get("RootFS") or {}).get("Layers") or []):
+                return None
+            self._images[image_id] = Image(
+                id=image_id,
+                refs=tuple(sorted(data.get("RepoTags") or [])),
+                config=config,
+                config_digest=sha256(raw),
+                diff_ids=diff_ids,
+                history=parse_history(config),
+                manifest=manifest,
+                inspect=data,
+            )
+        return self._images[image_id]
+
+    def _raw(self, image_id: str, data: Mapping[str, Any]) -> Tuple[Optional[bytes], Optional[Mapping[str, Any]]]:
+        if self.info.store == "containerd":
+            return self._raw_containerd(image_id, data)
+        path = os.path.join(
+            self.info.root, "image", self.info.driver, "imagedb", "content", "sha256", image_id.split(":")[-1]
+        )
+        raw = read_checked(path, image_id)
+        return (raw if raw is not None else self._raw_saved(image_id)), None
+
+    def _raw_containerd(
+        self, image_id: str, data: Mapping[str, Any]
+    ) -> Tuple[Optional[bytes], Optional[Mapping[str, Any]]]:
+        manifest = self.blob(image_id)
+        document = json.loads(manifest) if manifest is not None else None
+        if document is not None and (document.get("mediaType") in _INDEX_TYPES or "manifests" in document):
+            document = self._platform_manifest(document, data)
+        if document is None:
+            return None, None
+        config = self.blob(str(document.get("config", {}).get("digest", "")))
+        return config, document
+
+    def _platform_manifest(self, index: Mapping[str, Any], data: Mapping[str, Any]) -> Optional[Mapping[str, Any]]:
+        wanted = tuple((data.get("RootFS") or {}).get("Layers") or [])
+        for descriptor in index.get("manifests") or []:
+            if (descriptor.get("annotations") or {}).get("vnd.docker.reference.type") == "attestation-manifest":
+                continue
+            raw = self.blob(str(descriptor.get("digest", "")))
+            if raw is None:
+                continue
+            manifest: Mapping[str, Any] = json.loads(raw)
+            config = self.blob(str(manifest.get("config", {}).get("digest", "")))
+            # The engine shows the layers of the host's platform: the manifest with just these is the one meant.
+            if config is not None and tuple((json.loads(config).get("rootfs") or {}).get("diff_ids") or []) == wanted:
+                return manifest
+        return None
+
+    def blob(self, digest: str) -> Optional[bytes]:
+        """:returns: a small blob (config, manifest) of the content store, its digest checked; ``None`` if absent."""
+        if self.content_dir is None or not digest.startswith("sha256:"):
+            return None
+        return read_checked(os.path.join(self.content_dir, "blobs", "sha256", digest.split(":")[1]), digest)
+
+    def _raw_saved(self, image_id: str) -> Optional[bytes]:
+        """The config out of ``docker save``: streams the whole image, so only where the engine's root is closed."""
+        import tarfile
+
+        process = self.docker.popen("save", image_id)
+        found: Optional[bytes] = None
+        assert process.stdout is not None
+        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            for member in archive:
+                hexes = member.name.split("/")[-1].split(".")[0]
+                if found is None and member.isfile() and hexes == image_id.split(":")[-1] and member.size < 1 << 24:
+                    stream = archive.extractfile(member)
+                    data = stream.read() if stream else b""
+                    found = data if sha256(data) == image_id else None
+        process.wait()
+        return found
+
+
+def read_checked(path: str, digest: str) -> Optional[bytes]:
+    """:returns: the file's bytes if they have this digest; ``None`` if it cannot be read or has another."""
+    try:
+        with open(path, "rb") as handle:
+            data = handle.read()
+    except OSError:
+        return None
+    return data if sha256(data) == digest else None
+
+
+def missing_image(name: str, needed_by: Iterable[str], platform: str) -> OfflineRebuildError:
+    """:returns: the error for an image that is needed and not there, with the command that mends it."""
+    who = ", ".join(needed_by)
+    return OfflineRebuildError(
+        "image-missing",
+        f"image {name} is needed by {who} and is not on this host, nor are its layers inside an image that is",
+        pull_remedy(name, platform),
+    )
+
+
+def pull_remedy(name: str, platform: str) -> str:
+    """:returns: the commands, for a connected machine and for this host, that bring an image in."""
+    file = name.replace("/", "_").replace(":", "_").replace("@", "_") + ".tar"
+    return (
+        f"on a connected machine: docker pull --platform {platform} {name} && docker save -o {file} {name}; "
+        f"bring {file} here and: docker load -i {file}"
+    )

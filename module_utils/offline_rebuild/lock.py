@@ -1,0 +1,184 @@
+"""One run at a time per project and host.
+
+The lock is a folder ``<state_dir>/locks/<project>.lock`` that appears in one step with its owner inside
+(``owner.json``: who, why, when, pid, the process's start time, boot id). Beside it lies ``<project>.guard``, a file
+under ``flock``: whoever looks at the folder or takes it over holds it. The guard stays locked as long as the owner *or
+a child that inherited it* lives, so that a run whose predecessor was killed waits for the ``docker compose up`` that
+this one left behind, instead of running beside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from types import TracebackType
+from typing import IO, Any, Dict, Mapping, Optional, Type
+
+from .errors import OfflineRebuildError
+
+__all__ = ["Lock"]
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+class Lock:
+    """A held lock; use as a context manager.
+
+    ``note`` says that a stale lock was taken over, and whose; ``""`` otherwise. ``guard`` is the locked file, to be
+    inherited by children that must not run beside another run.
+    """
+
+    def __init__(self, folder: str, guard: IO[bytes], note: str) -> None:
+        self.folder = folder
+        self.guard = guard
+        self.note = note
+
+    @classmethod
+    def acquire(
+        cls, state_dir: str, project: str, operator: str = "", why: str = "", change_id: str = "", wait: float = 60.0
+    ) -> Lock:
+        """Take the lock or say who holds it.
+
+        :param wait: seconds to wait for the left-over child of a run that is gone; a live owner is not waited for.
+        :raises OfflineRebuildError: ``locked``; ``state-dir`` when the folder cannot be written.
+        """
+        base = os.path.join(state_dir, "locks")
+        folder = os.path.join(base, project + ".lock")
+        try:
+            os.makedirs(base, mode=0o700, exist_ok=True)
+            guard = open(os.path.join(base, project + ".guard"), "a+b")  # noqa: SIM115 (held for the whole run)
+        except OSError as error:
+            raise OfflineRebuildError(
+                "state-dir",
+                f"the state folder cannot be written: {error.strerror}",
+                "free or remount the disk, or set state_dir",
+                file=base,
+            ) from None
+        try:
+            _flock(guard, folder, wait)
+            note = _take(folder, _owner(operator, why, change_id))
+        except BaseException:
+            guard.close()
+            raise
+        return cls(folder, guard, note)
+
+    def release(self) -> None:
+        """Give the lock back; a second call does nothing."""
+        if not self.guard.closed:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.guard.close()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.release()
+
+
+def _flock(guard: IO[bytes], folder: str, wait: float) -> None:
+    end = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        owner = _read(folder)
+        if owner is not None and _alive(owner):
+            raise _locked(folder, owner)
+        if time.monotonic() > end:
+            raise OfflineRebuildError(
+                "locked",
+                f"a `docker compose` that an earlier run ({_who(owner or {})}) left behind is still at work",
+                "wait for it, or see `ps -ef | grep 'docker compose'`",
+                file=folder,
+            )
+        time.sleep(0.05)
+
+
+def _take(folder: str, owner: Mapping[str, Any]) -> str:
+    """Under the guard: look at the folder, take it over if stale, put ours in place by one rename."""
+    note = ""
+    if os.path.isdir(folder):
+        old = _read(folder) or {}
+        if old and _alive(old):
+            raise _locked(folder, old)
+        shutil.rmtree(folder)
+        note = f"took over the stale lock of {_who(old)}: {_why_stale(old)}"
+    fresh = f"{folder}.{os.getpid()}"
+    shutil.rmtree(fresh, ignore_errors=True)
+    os.mkdir(fresh, 0o700)
+    with open(os.path.join(fresh, "owner.json"), "w", encoding="utf-8") as stream:
+        json.dump(owner, stream, indent=1)
+    os.rename(fresh, folder)
+    return note
+
+
+def _owner(operator: str, why: str, change_id: str) -> Dict[str, Any]:
+    return {
+        "operator": operator,
+        "why": why,
+        "change_id": change_id,
+        "time": int(time.time()),
+        "pid": os.getpid(),
+        "start": _start_time(os.getpid()),
+        "boot_id": _boot_id(),
+    }
+
+
+def _read(folder: str) -> Optional[Dict[str, Any]]:
+    try:
+        with open(os.path.join(folder, "owner.json"), encoding="utf-8") as stream:
+            return dict(json.load(stream))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _alive(owner: Mapping[str, Any]) -> bool:
+    same_boot = owner.get("boot_id", "") == _boot_id()
+    return same_boot and bool(owner.get("start")) and owner["start"] == _start_time(int(owner.get("pid") or 0))
+
+
+def _why_stale(owner: Mapping[str, Any]) -> str:
+    if not owner:
+        return "it has no readable owner"
+    return "its process is gone" if owner.get("boot_id") == _boot_id() else "the host was restarted since"
+
+
+def _who(owner: Mapping[str, Any]) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(int(owner.get("time") or 0)))
+    change = f", change {owner['change_id']}" if owner.get("change_id") else ""
+    return f"{owner.get('operator') or 'unknown'} (pid {owner.get('pid', '?')}, since {when}{change})"
+
+
+def _locked(folder: str, owner: Mapping[str, Any]) -> OfflineRebuildError:
+    return OfflineRebuildError(
+        "locked",
+        f"another run holds this project on this host: {_who(owner)}: {owner.get('why') or 'no reason given'}",
+        "wait until it has ended; a lock whose process is gone is taken over by itself",
+        file=folder,
+    )
+
+
+def _boot_id() -> str:
+    try:
+        with open(_BOOT_ID, encoding="ascii") as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str:
+    """:returns: field 22 of /proc/PID/stat (proc(5): starttime, clock ticks since boot), ``""`` if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            return stream.read().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""

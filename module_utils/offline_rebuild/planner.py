@@ -1,0 +1,426 @@
+"""From a compose project, a tree and the local images to a plan; and from a plan's service to an image.
+
+Planning reads only. Making loads grafts and builds; it never moves the service's own tag.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from typing import AbstractSet, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from . import compose, graft
+from .ancestry import align
+from .cli import CommandFailed, Docker
+from .compose import Build, Project, Service
+from .context import Context, diff
+from .derive import blocked_reason, derive, remaining
+from .dockerfile import parse
+from .errors import OfflineRebuildError
+from .ignorefile import load as load_ignore
+from .image import Image, ImageStore, pull_remedy
+from .layers import EvidenceStore, LayerReader
+from .plan import Plan, ServicePlan, Start
+from .records import RecordStore, StageRecord, write_atomic
+from .reuse import Analyzer, StageReuse
+from .stage import BuildInput, canonical
+from .statindex import StatIndex
+
+__all__ = ["Planner", "Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator set for a run.
+
+    :param evidence: the least evidence accepted: ``recorded``, ``observed`` or ``assumed``.
+    :param may_write: whether caches under ``state_dir`` may be written (not in check mode).
+    :param run_time: seconds since the epoch, given once by the controller for all hosts.
+    """
+
+    state_dir: str
+    build_args: Mapping[str, str]
+    evidence: str = "assumed"
+    may_write: bool = False
+    run_time: int = 0
+
+
+class Planner:
+    """Plans one project on one host, and makes the images of the plan."""
+
+    def __init__(
+        self, docker: Docker, project: Project, settings: Settings, wanted: Optional[AbstractSet[str]] = None
+    ) -> None:
+        self.docker = docker
+        self.project = project
+        self.services = [s for s in project.services if not wanted or s.name in wanted]
+        self.settings = settings
+        self.store = ImageStore(docker)
+        self.records = RecordStore(settings.state_dir)
+        self.evidence = EvidenceStore(os.path.join(settings.state_dir, "layers"))
+        self._readers: Dict[str, LayerReader] = {}
+        self._analyzers: Dict[str, Analyzer] = {}
+        self._contexts: Dict[Tuple[str, str], Context] = {}
+        self._made: Dict[Tuple[Any, ...], str] = {}
+
+    # -- plan ---------------------------------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """:returns: what a run would do.
+
+        :raises OfflineRebuildError: for input that cannot be planned for; nothing has been touched then.
+        """
+        containers = compose.containers(self.docker, self.project)
+        hashes = compose.config_hashes(self.docker, self.project)
+        services: List[ServicePlan] = []
+        for service in self.services:
+            planned = self._service(service)
+            if planned.action == "unchanged":
+                image_id = planned.image_before
+                reason = compose.service_state(
+                    service, image_id, containers.get(service.name, []), hashes.get(service.name, "")
+                )
+                if reason:
+                    planned = replace(planned, action="restart", reasons=(reason, *planned.reasons))
+            services.append(planned)
+        return Plan(self.project.name, self.store.info.version, self.store.info.store, tuple(services))
+
+    def _service(self, service: Service) -> ServicePlan:
+        current = self.store.inspect_of(service.image)
+        before = str(current["Id"]) if current is not None else ""
+        if service.build is None:
+            if current is None:
+                raise OfflineRebuildError(
+                    "image-missing",
+                    f"image {service.image} of service {service.name} is not on this host",
+                    pull_remedy(service.image, self.store.info.platform),
+                )
+            return ServicePlan(service.name, service.image, "unchanged", image_before=before)
+        analyzer = self.analyzer(service)
+        target = analyzer.stage(analyzer.target)
+        stages = tuple(analyzer.stage(index).to_plan() for index in analyzer.needed())
+        start, dockerfile, reasons, files = self._first_change(analyzer)
+        common = ServicePlan(
+            service=service.name,
+            image=service.image,
+            action="unchanged",
+            files=files,
+            dockerfile=dockerfile,
+            reused=target.proven,
+            total=len(target.timeline.steps),
+            start=start,
+            evidence=target.evidence,
+            assumed=target.assumed,
+            ancestor=target.alignment.image.name if target.alignment else "",
+            image_before=before,
+            stages=stages,
+        )
+        found = target.alignment.image if target.alignment else None
+        if target.whole and found is not None and found.id == before and target.alignment.whole:
+            missing = self._missing_labels(service.build, found)
+            if not missing:
+                return common
+            return replace(common, action="rebuild", way="graft", reasons=(f"labels changed: {', '.join(missing)}",))
+        reason, remedy = blocked_reason(analyzer)
+        if reason:
+            return replace(common, action="blocked", reasons=(reason, f"remedy: {remedy}"))
+        way = "graft" if target.alignment is not None else "build"
+        if not reasons:
+            reasons = (f"{found.name if found else service.image} holds this tree, {service.image} is another image",)
+        return replace(common, action="rebuild", way=way, reasons=reasons)
+
+    def _first_change(
+        self, analyzer: Analyzer
+    ) -> Tuple[Optional[Start], str, Tuple[str, ...], Tuple[Any, ...]]:
+        """Where the build starts: the first instruction, in the order of the stages, that has to run."""
+        name = os.path.relpath(analyzer.build.dockerfile.file, self.project.src)
+        for stage, cut in remaining(analyzer):
+            if cut < len(stage.timeline.steps):
+                step = stage.timeline.steps[cut]
+                reason = stage.reason or "it follows a change"
+                return (
+                    Start(step.instruction.line, step.title),
+                    name,
+                    (f"{name}:{step.instruction.line} {step.title}: {reason}",),
+                    stage.changes,
+                )
+        return None, name, (), ()
+
+    @staticmethod
+    def _missing_labels(build: Build, image: Image) -> List[str]:
+        have = (image.config.get("config") or {}).get("Labels") or {}
+        return sorted(key for key, value in build.labels.items() if have.get(key) != value)
+
+    # -- analysis -----------------------------------------------------------------------------------------------------
+
+    def analyzer(self, service: Service) -> Analyzer:
+        """:returns: the analysis of a service's build, made once."""
+        if service.name not in self._analyzers:
+            self._analyzers[service.name] = self._analyze(service)
+        return self._analyzers[service.name]
+
+    def _analyze(self, service: Service) -> Analyzer:
+        build = service.build
+        assert build is not None
+        _check_build(service, build)
+        source = self._dockerfile(build)
+        args = {key: value for key, value in build.args.items() if value is not None}
+        args.update(self.settings.build_args)
+        engine = self.store.info.platform
+        wanted = build.platforms[0] if build.platforms else str(service.raw.get("platform") or engine)
+        parsed = BuildInput(parse(source, build.dockerfile), args, wanted, engine, build.target or "")
+        return Analyzer(
+            parsed,
+            self.context(build),
+            self.store,
+            self.records,
+            self.reader,
+            preferred=(service.image,),
+            least=self.settings.evidence,
+        )
+
+    @staticmethod
+    def _dockerfile(build: Build) -> bytes:
+        if build.inline is not None:
+            return build.inline.encode("utf-8", "surrogateescape")
+        try:
+            with open(build.dockerfile, "rb") as handle:
+                return handle.read()
+        except OSError as error:
+            raise OfflineRebuildError(
+                "dockerfile-missing",
+                f"the Dockerfile cannot be read: {error.strerror}",
+                "set build.dockerfile in the compose file",
+                file=build.dockerfile,
+            ) from None
+
+    def context(self, build: Build) -> Context:
+        """:returns: the context of a build, with its ignore file and its stat index."""
+        key = (build.context, build.dockerfile)
+        if key not in self._contexts:
+            if not os.path.isdir(build.context):
+                raise OfflineRebuildError(
+                    "context-missing", "the build context is not a folder", "set build.context", file=build.context
+                )
+            ignore = load_ignore(build.context, build.dockerfile or os.path.join(build.context, "Dockerfile"))
+            index = StatIndex.for_context(
+                self.settings.state_dir, build.context, ignore.file, readonly=not self.settings.may_write
+            )
+            self._contexts[key] = Context(build.context, ignore, index)
+        return self._contexts[key]
+
+    def reader(self, image: Image) -> LayerReader:
+        """:returns: the reader of an image's layers."""
+        if image.id not in self._readers:
+            self._readers[image.id] = LayerReader(
+                self.docker,
+                image.inspect,
+                image.diff_ids,
+                image.layer_descriptors,
+                self.store.content_dir,
+                self.evidence,
+                self.settings.may_write,
+            )
+        return self._readers[image.id]
+
+    # -- making -------------------------------------------------------------------------------------------------------
+
+    def make(self, planned: ServicePlan) -> str:
+        """Make the image of a service that is to be rebuilt.
+
+        :returns: its id; it has a name under :data:`graft.REGISTRY` until :meth:`clean` takes it away.
+        :raises OfflineRebuildError: ``build-failed``, ``context-changed``, ``load-failed``.
+        """
+        service = next(s for s in self.project.services if s.name == planned.service)
+        analyzer = self.analyzer(service)
+        build = service.build
+        assert build is not None
+        key = (build.context, build.dockerfile, build.target, tuple(sorted(analyzer.build.args.items())), tuple(sorted(build.labels.items())))
+        if key not in self._made:
+            image_id = self._make(service, analyzer)
+            self._record(analyzer, image_id)
+            self._made[key] = image_id
+        return self._made[key]
+
+    def _make(self, service: Service, analyzer: Analyzer) -> str:
+        build = service.build
+        assert build is not None
+        target = analyzer.stage(analyzer.target)
+        if target.whole and target.alignment is not None and target.alignment.whole:
+            if not self._missing_labels(build, target.alignment.image):
+                return target.alignment.image.id
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.settings.run_time or time.time()))
+        derived = derive(analyzer, created)
+        for image in derived.grafts:
+            graft.load(self.store, image)
+        for name, image_id in derived.tags.items():
+            self.docker.run("tag", image_id, name)
+        if derived.final is not None and not build.labels:
+            return derived.final.id
+        name = f"{graft.REGISTRY}/build:{self.project.name}-{service.name}".lower()
+        self._run_build(service, analyzer, derived.text, derived.target, name)
+        self._unchanged_since(analyzer)
+        self.store.forget()
+        found = self.store.inspect_of(name)
+        if found is None:
+            raise OfflineRebuildError("build-failed", f"the build of {service.name} left no image")
+        return str(found["Id"])
+
+    def _run_build(self, service: Service, analyzer: Analyzer, text: str, target: str, name: str) -> None:
+        build = service.build
+        assert build is not None
+        with tempfile.TemporaryDirectory(prefix="offline-rebuild-") as folder:
+            path = os.path.join(folder, "Dockerfile")
+            with open(path, "w", encoding="utf-8", errors="surrogateescape") as handle:
+                handle.write(text)
+            ignore_file = analyzer.context.ignore.file
+            if ignore_file:
+                shutil.copyfile(ignore_file, path + ".dockerignore")
+            argv = ["build", "--progress=plain", "--network=none", "-f", path, "-t", name, "--target", target]
+            for key, value in analyzer.build.args.items():
+                argv += ["--build-arg", f"{key}={value}"]
+            for key, value in build.labels.items():
+                argv += ["--label", f"{key}={value}"]
+            argv += _build_flags(build, self.project)
+            if analyzer.build.platform != analyzer.build.host_platform:
+                argv += ["--platform", analyzer.build.platform]
+            try:
+                self.docker.run(*argv, build.context, env={"DOCKER_BUILDKIT": "1"})
+            except CommandFailed as failed:
+                raise OfflineRebuildError(
+                    "build-failed",
+                    f"the build of service {service.name} failed:\n{_build_tail(failed.result.stderr)}",
+                    "mend the instruction, or build the image on a connected machine and bring it in",
+                    file=analyzer.build.dockerfile.file,
+                ) from None
+
+    @staticmethod
+    def _unchanged_since(analyzer: Analyzer) -> None:
+        """What the plan saw must be what was built: a file edited in between would be recorded wrongly."""
+        context = analyzer.context
+        now = Context(context.given_root, context.ignore, context.index).manifest()
+        if not analyzer.unchanged_in(now):
+            changed = diff(context.manifest(), now)[0].path
+            raise OfflineRebuildError(
+                "context-changed",
+                "the context changed while the image was built",
+                "run again when the files are at rest",
+                file=os.path.join(context.given_root, changed),
+            )
+
+    def _record(self, analyzer: Analyzer, image_id: str) -> None:
+        self.store.forget()
+        image = self.store.find(image_id)
+        stage = analyzer.stage(analyzer.target)
+        if image is not None:
+            self.record(analyzer, stage, image)
+
+    def record(self, analyzer: Analyzer, stage: StageReuse, image: Image) -> bool:
+        """Record that a stage, as the tree is now, is what an image holds.
+
+        :returns: whether a record was written.
+        """
+        boundary = stage.alignment.boundary if stage.alignment else None
+        found = align(image, stage.timeline, analyzer.build, analyzer.outer, stage.base, boundary)
+        if found is None or found.matched != len(stage.timeline.steps) or not found.whole:
+            return False
+        keys, manifests = analyzer.keys(stage.timeline.index)
+        stored: Dict[str, str] = {}
+        for place, manifest in manifests.items():
+            digest = manifest.digest()
+            path = self.records.manifest_path(digest)
+            if not os.path.exists(path):
+                write_atomic(path, manifest.to_json().encode())
+            stored[str(place)] = digest
+        return self.records.write(
+            image.id,
+            image.config_digest,
+            StageRecord(
+                base=stage.timeline.base,
+                base_id=stage.base.id if stage.base else "",
+                boundary=found.boundary,
+                positions=found.positions,
+                keys=keys,
+                texts=tuple(canonical(step.instruction) for step in stage.timeline.steps),
+                manifests=stored,
+            ),
+        )
+
+    def clean(self) -> None:
+        """Take away the names that making left; the layers that are in use stay."""
+        graft.remove_left_behind(self.docker)
+
+    def prime(self) -> List[Tuple[str, bool, str]]:
+        """Record the tree as it is for every image that holds it.
+
+        :returns: per service its name, whether something new was recorded, and why not where the tree is not what the
+            image holds.
+        """
+        found: List[Tuple[str, bool, str]] = []
+        for service in self.services:
+            if service.build is None:
+                continue
+            analyzer = self.analyzer(service)
+            written, why = False, ""
+            for index in analyzer.needed():
+                stage = analyzer.stage(index)
+                if stage.whole and stage.alignment is not None and stage.alignment.whole:
+                    written = (self.settings.may_write and self.record(analyzer, stage, stage.alignment.image)) or (
+                        written or not self._recorded(analyzer, stage)
+                    )
+                elif index == analyzer.target:
+                    why = stage.reason
+            found.append((service.name, written, why))
+        return found
+
+    def _recorded(self, analyzer: Analyzer, stage: StageReuse) -> bool:
+        assert stage.alignment is not None
+        image = stage.alignment.image
+        keys, _ = analyzer.keys(stage.timeline.index)
+        return any(record.keys == keys for record in self.records.of(image.id, image.config_digest))
+
+
+def _check_build(service: Service, build: Build) -> None:
+    """:raises OfflineRebuildError: ``build-unsupported`` for what cannot be judged or built here."""
+    why = ""
+    if build.remote:
+        why = f"its build context {build.context} is not a folder on this host"
+    elif build.additional_contexts:
+        why = "build.additional_contexts is not understood"
+    elif build.unknown:
+        why = f"build.{', build.'.join(build.unknown)} is not understood"
+    if why:
+        raise OfflineRebuildError(
+            "build-unsupported", f"service {service.name}: {why}", "take the service out of offline_rebuild_services"
+        )
+
+
+def _build_flags(build: Build, project: Project) -> List[str]:
+    """The flags of ``docker build`` for what the compose file says of a build."""
+    flags: List[str] = []
+    for secret in build.secrets:
+        source = str(secret.get("source") or "")
+        name = str(secret.get("target") or source)
+        where = (project.raw.get("secrets") or {}).get(source) or {}
+        if where.get("file"):
+            flags += ["--secret", f"id={name},src={where['file']}"]
+        elif where.get("environment"):
+            flags += ["--secret", f"id={name},env={where['environment']}"]
+    for item in build.ssh:
+        flags += ["--ssh", item]
+    for host in build.extra_hosts:
+        flags += ["--add-host", host]
+    if build.shm_size:
+        flags += ["--shm-size", str(build.shm_size)]
+    if build.no_cache:
+        flags.append("--no-cache")
+    return flags
+
+
+def _build_tail(stderr: str, lines: int = 25) -> str:
+    """The last lines of a build's log, without the transfer chatter."""
+    kept = [line for line in stderr.splitlines() if line.strip() and "transferring" not in line]
+    return "\n".join(kept[-lines:])

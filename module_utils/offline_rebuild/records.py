@@ -1,0 +1,133 @@
+"""Records: what is known for certain about how an image was made, bound to the image's id.
+
+A record is written when a run makes an image, when ``prime`` finds an untouched tree to be what an image holds, and
+when a bundle brings it. It holds one key per instruction, chained: two stages with the same key at a place have the
+same instructions, the same ARG values and the same input files up to there. What history cannot hold (FROM's name,
+``--from``, ``--mount``, ``--network``, heredocs) is in the keys.
+
+Schema of ``<state_dir>/records/<image id>.json``, version 1::
+
+    {"schema": 1, "image": id, "config_digest": digest, "checksum": sha256 of the rest,
+     "stages": [{"base": name, "base_id": id or "", "boundary": int, "positions": [int], "keys": [str],
+                 "texts": [str], "manifests": {"<instruction index>": manifest digest}}]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+__all__ = ["RecordStore", "StageRecord", "write_atomic"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """How one stage lies inside one image.
+
+    :param keys: chained key after each instruction, in the order of the timeline.
+    :param positions: number of history entries after the first ``j`` instructions (one more than ``keys``).
+    :param manifests: instruction index to digest of the manifest of what it took from the context.
+    """
+
+    base: str
+    base_id: str
+    boundary: int
+    positions: Tuple[int, ...]
+    keys: Tuple[str, ...]
+    texts: Tuple[str, ...]
+    manifests: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_atomic(path: str, data: bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, also after a crash."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    partial = f"{path}.{os.getpid()}.tmp"
+    with open(partial, "wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, path)
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+class RecordStore:
+    """Records and manifests under ``state_dir``. Reading never writes; a broken file counts as absent."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.directory = state_dir
+        self._cache: Dict[str, Tuple[StageRecord, ...]] = {}
+
+    def _path(self, image_id: str) -> str:
+        return os.path.join(self.directory, "records", image_id.split(":")[-1] + ".json")
+
+    def of(self, image_id: str, config_digest: str) -> Tuple[StageRecord, ...]:
+        """:returns: the stage records of an image, ``()`` if there are none that are sound."""
+        if image_id not in self._cache:
+            self._cache[image_id] = self._read(image_id, config_digest)
+        return self._cache[image_id]
+
+    def _read(self, image_id: str, config_digest: str) -> Tuple[StageRecord, ...]:
+        try:
+            with open(self._path(image_id), "rb") as handle:
+                document = json.loads(handle.read())
+            if document["schema"] != SCHEMA or document["checksum"] != _checksum(document):
+                return ()
+            if document["image"] != image_id or document["config_digest"] != config_digest:
+                return ()
+            return tuple(
+                StageRecord(
+                    base=stage["base"],
+                    base_id=stage["base_id"],
+                    boundary=stage["boundary"],
+                    positions=tuple(stage["positions"]),
+                    keys=tuple(stage["keys"]),
+                    texts=tuple(stage["texts"]),
+                    manifests=dict(stage["manifests"]),
+                )
+                for stage in document["stages"]
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
+
+    def write(self, image_id: str, config_digest: str, record: StageRecord) -> bool:
+        """Add a record to those of an image.
+
+        :returns: whether something was written (``False``: it was there already).
+        """
+        known = self.of(image_id, config_digest)
+        if any(old.keys == record.keys and old.base == record.base and old.base_id == record.base_id for old in known):
+            return False
+        stages: List[StageRecord] = [record, *known][:8]
+        document: Dict[str, Any] = {
+            "schema": SCHEMA,
+            "image": image_id,
+            "config_digest": config_digest,
+            "stages": [asdict(stage) for stage in stages],
+        }
+        document["checksum"] = _checksum(json.loads(json.dumps(document)))
+        write_atomic(self._path(image_id), json.dumps(document).encode())
+        self._cache[image_id] = tuple(stages)
+        return True
+
+    def manifest_path(self, digest: str) -> str:
+        """:returns: where the manifest with this digest lies."""
+        return os.path.join(self.directory, "manifests", digest.split(":")[-1] + ".json")
+
+    def manifest(self, digest: Optional[str]) -> Optional[str]:
+        """:returns: the stored manifest, ``None`` if it is not there."""
+        if not digest:
+            return None
+        try:
+            with open(self.manifest_path(digest), encoding="ascii") as handle:
+                return handle.read()
+        except (OSError, ValueError):
+            return None

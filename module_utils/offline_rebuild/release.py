@@ -1,0 +1,331 @@
+"""Releases: what one run changed on one host, written so that a run that was cut off can be finished.
+
+Files, all below ``state_dir`` and readable by root only::
+
+    releases/<project>/<id>.json           the release, schema below; written whole, then renamed into place
+    releases/<project>/<id>.compose.json   the project as compose rendered it when the release was done; it is what a
+                                           rollback starts from. It holds environment values, as the compose files do.
+    audit.log                              one JSON line per event, only ever appended to
+
+Schema of a release, version 1 (times are seconds since 1970 on the host's clock)::
+
+    {"schema": 1, "id": str, "project": str, "src": str, "state": STATES, "step": str, "started": float,
+     "finished": float | null, "run_time": int, "change_id": str, "operator": str, "way": "recreate",
+     "services": {name: {"image": str, "action": str, "way": str, "before": id, "after": id, "tag_before": id,
+                         "kept_as": name:tag}},
+     "swapped": [service], "plan": dict, "gate": dict | null, "rollback_gate": dict | null, "evidence": [dict],
+     "note": str, "timings": {phase: seconds}}
+
+``before`` is the image that the service's containers ran (its name's image if it had none), ``tag_before`` the one that
+its name stood for, ``after`` the new one; ``""`` where there was none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+
+from .errors import OfflineRebuildError
+
+__all__ = ["FINISHED", "STATES", "Journal", "Release", "Retention", "ServiceRecord", "mask", "retention", "secrets_of"]
+
+SCHEMA = 1
+STATES = ("planning", "making", "swapping", "gating", "rolling_back", "done", "rolled_back", "failed")
+FINISHED = ("done", "rolled_back", "failed")
+
+_SECRET_NAME = re.compile(r"(?i)(pass(word|wd|phrase)?|secret|token|credentials?|auth|api_?key|_key|_pat)(_|$)")
+#: The fields of a release that hold text from elsewhere. Names and ids are not masked: a rollback needs them.
+_FREE_TEXT = ("plan", "gate", "rollback_gate", "evidence", "note")
+_URL_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*://[^/\s:@]+:)[^/\s@]+@", re.IGNORECASE)
+
+
+@dataclass
+class ServiceRecord:
+    """One service of a release; see the schema in this file."""
+
+    image: str
+    action: str
+    way: str = ""
+    before: str = ""
+    after: str = ""
+    tag_before: str = ""
+    kept_as: str = ""
+
+
+@dataclass
+class Release:
+    """One run on one host that changed something; see the schema in this file."""
+
+    id: str
+    project: str
+    src: str = ""
+    state: str = "planning"
+    step: str = ""
+    started: float = 0.0
+    finished: Optional[float] = None
+    run_time: int = 0
+    change_id: str = ""
+    operator: str = ""
+    way: str = "recreate"
+    services: Dict[str, ServiceRecord] = field(default_factory=dict)
+    swapped: List[str] = field(default_factory=list)
+    plan: Dict[str, Any] = field(default_factory=dict)
+    gate: Optional[Dict[str, Any]] = None
+    rollback_gate: Optional[Dict[str, Any]] = None
+    evidence: List[Dict[str, Any]] = field(default_factory=list)
+    note: str = ""
+    timings: Dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> Dict[str, Any]:
+        """:returns: the release in the schema of this file, JSON-ready."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Release:
+        """:raises ValueError: another schema, or fields missing."""
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema {data.get('schema')!r} is not {SCHEMA}")
+        known = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
+        known["services"] = {name: ServiceRecord(**record) for name, record in data["services"].items()}
+        if known.get("state") not in STATES:
+            raise ValueError(f"unknown state {known.get('state')!r}")
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+
+class Journal:
+    """The releases of one project on this host, and the audit log.
+
+    :param secrets: values that are never written (see :func:`secrets_of`).
+    """
+
+    def __init__(self, state_dir: str, project: str, secrets: Iterable[str] = ()) -> None:
+        self.state_dir = state_dir
+        self.project = project
+        self.folder = os.path.join(state_dir, "releases", project)
+        self.secrets = tuple(sorted(set(secrets), key=len, reverse=True))
+
+    def begin(self, run_time: int = 0, change_id: str = "", operator: str = "", src: str = "") -> Release:
+        """A new release, not yet written. Its id sorts after all others of the project, whatever the clock says.
+
+        :param run_time: the controller's time of the run: the same run then has the same id on every host.
+        """
+        wanted = _release_id(run_time or int(time.time()), self.project, change_id if run_time else str(os.getpid()))
+        last = max(self.ids(), default="")
+        if last >= wanted:
+            seconds = _id_seconds(last)
+            wanted = _release_id(seconds + 1, self.project, change_id)
+        return Release(
+            wanted, self.project, src, started=round(time.time(), 3), run_time=run_time, change_id=change_id,
+            operator=operator,
+        )
+
+    def write(self, release: Release) -> None:
+        """Write the release to the disk, whole or not at all.
+
+        :raises OfflineRebuildError: ``journal-write``: no space, read-only, no permission.
+        """
+        data = release.to_dict()
+        data.update({key: mask(data[key], self.secrets) for key in _FREE_TEXT})
+        self._replace(release.id + ".json", json.dumps(data, indent=1).encode("utf-8"))
+
+    def write_rendered(self, release: Release, model: bytes) -> None:
+        """Keep the rendered project that the release runs with."""
+        self._replace(release.id + ".compose.json", model)
+
+    def rendered(self) -> List[str]:
+        """:returns: the kept rendered projects, newest first (paths)."""
+        names = sorted(self._names(".compose.json"), reverse=True)
+        return [os.path.join(self.folder, name) for name in names]
+
+    def audit(self, event: str, release: str = "", **fields: Any) -> None:
+        """Append one line. The caller decides what an event is; a full disk is an error here too."""
+        line = {"time": round(time.time(), 3), "event": event, "project": self.project, "release": release}
+        data = (json.dumps({**line, **mask(fields, self.secrets)}) + "\n").encode("utf-8")
+        try:
+            os.makedirs(self.state_dir, mode=0o700, exist_ok=True)
+            fd = os.open(os.path.join(self.state_dir, "audit.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                os.write(fd, data)
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _write_error(os.path.join(self.state_dir, "audit.log"), error) from None
+
+    def ids(self) -> List[str]:
+        """:returns: the ids of all releases, damaged ones too, oldest first."""
+        return sorted(n[: -len(".json")] for n in self._names(".json") if not n.endswith(".compose.json"))
+
+    def read(self, release_id: str) -> Release:
+        """:raises OfflineRebuildError: ``release-missing``, ``journal-damaged``."""
+        path = os.path.join(self.folder, release_id + ".json")
+        try:
+            with open(path, encoding="utf-8") as stream:
+                return Release.from_dict(json.load(stream))
+        except FileNotFoundError:
+            raise OfflineRebuildError(
+                "release-missing",
+                f"there is no release {release_id} of {self.project} on this host",
+                f"kept releases: {', '.join(self.ids()) or 'none'}",
+                file=path,
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OfflineRebuildError(
+                "journal-damaged", f"the release cannot be read: {error}", "move the file away", file=path
+            ) from None
+
+    def all(self) -> List[Release]:
+        """:returns: every release that can be read, oldest first."""
+        return [release for release in map(self._try, self.ids()) if release is not None]
+
+    def damaged(self) -> List[str]:
+        """:returns: the ids of the releases that cannot be read."""
+        return [name for name in self.ids() if self._try(name) is None]
+
+    def unfinished(self) -> List[Release]:
+        """:returns: the releases that a run left in the middle, oldest first."""
+        return [release for release in self.all() if release.state not in FINISHED]
+
+    def remove(self, release_id: str) -> None:
+        """Remove the release's files; it need not exist."""
+        for suffix in (".json", ".compose.json", ".up.log", ".json.damaged"):
+            try:
+                os.unlink(os.path.join(self.folder, release_id + suffix))
+            except FileNotFoundError:
+                pass
+
+    def put_aside(self, release_id: str) -> str:
+        """Rename a damaged release so that it is no longer read. :returns: its new path."""
+        path = os.path.join(self.folder, release_id + ".json")
+        os.replace(path, path + ".damaged")
+        return path + ".damaged"
+
+    def _try(self, release_id: str) -> Optional[Release]:
+        try:
+            return self.read(release_id)
+        except OfflineRebuildError:
+            return None
+
+    def _names(self, suffix: str) -> List[str]:
+        try:
+            return [name for name in os.listdir(self.folder) if name.endswith(suffix)]
+        except FileNotFoundError:
+            return []
+
+    def _replace(self, name: str, data: bytes) -> None:
+        path = os.path.join(self.folder, name)
+        temporary = path + ".tmp"
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view):]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(temporary, path)
+            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise _write_error(path, error) from None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What goes: ``releases`` (ids), ``refs`` (names with tags), ``image_ids`` (to be removed if no name is left)."""
+
+    releases: Tuple[str, ...] = ()
+    refs: Tuple[str, ...] = ()
+    image_ids: Tuple[str, ...] = ()
+
+
+def retention(releases: Sequence[Release], keep: int, in_use: Set[str]) -> Retention:
+    """What is to be removed so that ``keep`` finished releases stay.
+
+    A release stays beyond that as long as the image that it would go back to is in use (``in_use``: ids of images that
+    a container uses or a service's name stands for), and unfinished ones always do.
+    """
+    finished = sorted((r for r in releases if r.state in FINISHED), key=lambda r: r.id)
+    old = finished[: max(0, len(finished) - max(1, keep))]
+    drop = [r for r in old if not any(s.before in in_use and s.kept_as for s in r.services.values())]
+    gone = {r.id for r in drop}
+    kept_ids = {i for r in releases if r.id not in gone for s in r.services.values() for i in (s.before, s.after)}
+    refs = [s.kept_as for r in drop for s in r.services.values() if s.kept_as]
+    ids = {i for r in drop for s in r.services.values() for i in (s.before, s.after)} - kept_ids - in_use - {""}
+    return Retention(tuple(r.id for r in drop), tuple(sorted(set(refs))), tuple(sorted(ids)))
+
+
+def secrets_of(model: Any) -> List[str]:
+    """Values in a rendered project that look like secrets by their name (build args, environment, labels).
+
+    :returns: the values, those shorter than four characters left out (they would mask half of every text).
+    """
+    found: Set[str] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if isinstance(item, str) and len(item) >= 4 and _SECRET_NAME.search(str(key)):
+                    found.add(item)
+                else:
+                    walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+
+    for service in (model.get("services") or {}).values():
+        walk((service.get("build") or {}).get("args") or {})
+        walk(service.get("environment") or {})
+        walk(service.get("labels") or {})
+    return sorted(found)
+
+
+def mask(value: Any, secrets: Iterable[str] = ()) -> Any:
+    """:returns: the value with every secret, and every password in a URL, replaced by ``***``."""
+    if isinstance(value, str):
+        for secret in secrets:
+            if secret in value:
+                value = value.replace(secret, "***")
+        return _URL_PASSWORD.sub(r"\1***@", value) if "://" in value else value
+    if isinstance(value, dict):
+        return {key: mask(item, secrets) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [mask(item, secrets) for item in value]
+    return value
+
+
+def _release_id(seconds: int, project: str, salt: str) -> str:
+    import hashlib
+
+    digest = hashlib.sha256(f"{seconds}\0{project}\0{salt}".encode("utf-8", "surrogateescape")).hexdigest()
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds)) + "-" + digest[:6]
+
+
+def _id_seconds(release_id: str) -> int:
+    import calendar
+
+    try:
+        return calendar.timegm(time.strptime(release_id[:16], "%Y%m%dT%H%M%SZ"))
+    except ValueError:
+        return int(time.time())
+
+
+def _write_error(path: str, error: OSError) -> OfflineRebuildError:
+    return OfflineRebuildError(
+        "journal-write",
+        f"the release record cannot be written: {error.strerror}",
+        "free disk space under state_dir (or mount it writable) and run again; the run continues where it stopped",
+        file=path,
+    )

@@ -1,0 +1,452 @@
+"""Reuse: how far a stage is proven to be inside an image of this host.
+
+The rule (DESIGN.md, "What makes a reuse point valid"): instruction *i* is reusable when all before it are, its text
+equals the ancestor's history, and what it took in then equals what it would take in now. No evidence means not
+reusable. A wrong "reusable" ships old code and calls it new; when in doubt, the answer is no, with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from .ancestry import Alignment, align
+from .context import Context, Manifest, diff
+from .copyset import compare, copy_set
+from .errors import OfflineRebuildError
+from .image import Image, ImageStore
+from .inputs import select, sources_of
+from .layers import LayerReader
+from .plan import FileChange, StagePlan, Start
+from .records import RecordStore, StageRecord
+from .stage import BuildInput, Step, Timeline, canonical, global_args, target_index, timelines, with_base_triggers
+from .trees import ImageTree
+
+__all__ = ["Analyzer", "StageReuse", "weakest"]
+
+#: Strongest first.
+EVIDENCE = ("recorded", "observed", "assumed")
+
+
+def weakest(*levels: str) -> str:
+    """:returns: the weakest of evidence levels; empty ones do not count."""
+    present = [level for level in levels if level]
+    return max(present, key=EVIDENCE.index) if present else ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether one instruction is reusable: ``reason`` is empty if it is."""
+
+    reason: str = ""
+    evidence: str = "observed"
+    assumed: Tuple[str, ...] = ()
+    changes: Tuple[FileChange, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageReuse:
+    """How far a stage is inside an image.
+
+    :param proven: number of instructions proven; 0 with an alignment means that the base is inside.
+    :param alignment: where they lie, ``None`` if there is no ancestor.
+    :param base: the base image, if it is present.
+    """
+
+    timeline: Timeline
+    alignment: Optional[Alignment]
+    proven: int
+    reason: str
+    evidence: str
+    assumed: Tuple[str, ...]
+    changes: Tuple[FileChange, ...]
+    base: Optional[Image]
+    keys: Tuple[str, ...] = ()
+    manifests: Mapping[int, Manifest] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """:returns: whether every instruction is proven."""
+        return self.alignment is not None and self.proven == len(self.timeline.steps)
+
+    @property
+    def start(self) -> Optional[Step]:
+        """:returns: the first instruction that is not proven."""
+        return None if self.proven >= len(self.timeline.steps) else self.timeline.steps[self.proven]
+
+    def to_plan(self) -> StagePlan:
+        """:returns: what the plan says of this stage."""
+        step = self.start
+        return StagePlan(
+            stage=self.timeline.name or str(self.timeline.index),
+            ancestor=self.alignment.image.name if self.alignment else "",
+            reused=self.proven,
+            total=len(self.timeline.steps),
+            start=Start(step.instruction.line, step.title) if step else None,
+            reason=self.reason,
+            evidence=self.evidence,
+        )
+
+
+class Analyzer:
+    """Judges the stages of one build against the images of one host. Reads only.
+
+    :param reader: makes a :class:`LayerReader` for an image.
+    :param preferred: ids or names of images to prefer among equals (the one that the service's name stands for).
+    :param least: the least evidence that is accepted.
+    """
+
+    def __init__(
+        self,
+        build: BuildInput,
+        context: Context,
+        store: ImageStore,
+        records: RecordStore,
+        reader: Callable[[Image], LayerReader],
+        preferred: Sequence[str] = (),
+        least: str = "assumed",
+    ) -> None:
+        self.build = build
+        self.context = context
+        self.store = store
+        self.records = records
+        self.reader = reader
+        self.preferred = tuple(preferred)
+        self.least = least
+        self.outer = global_args(build)
+        self.timelines: Tuple[Timeline, ...] = tuple(self._complete(t) for t in timelines(build))
+        self.target = target_index(build)
+        self._stages: Dict[int, StageReuse] = {}
+        self._keys: Dict[int, Tuple[Tuple[str, ...], Dict[int, Manifest]]] = {}
+        self._verdicts: Dict[Tuple[Any, ...], Verdict] = {}
+        self._manifests: Dict[Tuple[str, ...], Manifest] = {}
+
+    def _complete(self, timeline: Timeline) -> Timeline:
+        base = self.base_of(timeline)
+        triggers = ((base.config.get("config") or {}).get("OnBuild") or []) if base is not None else []
+        return with_base_triggers(self.build, timeline, triggers)
+
+    def base_of(self, timeline: Timeline) -> Optional[Image]:
+        """:returns: the base image of a stage if it is on the host, in the right platform."""
+        if timeline.base == "scratch":
+            return None
+        image = self.store.find(timeline.base)
+        if image is not None and not same_platform(image.platform, timeline.platform):
+            return None
+        return image
+
+    # -- keys ---------------------------------------------------------------------------------------------------------
+
+    def keys(self, index: int) -> Tuple[Tuple[str, ...], Dict[int, Manifest]]:
+        """The chained keys of a stage's instructions, and the manifests of what they take from the context."""
+        if index not in self._keys:
+            timeline = self.timelines[index]
+            chain = hashlib.sha256(json.dumps(["FROM", timeline.base, timeline.platform]).encode()).hexdigest()
+            keys: List[str] = []
+            manifests: Dict[int, Manifest] = {}
+            for place, step in enumerate(timeline.steps):
+                parts: List[Any] = [chain, canonical(step.instruction), self._arg_values(step)]
+                sources = sources_of(step)
+                if sources:
+                    manifests[place] = self._manifest(sources)
+                    parts.append(manifests[place].digest())
+                for stage in sorted(step.stages):
+                    own, _ = self.keys(stage)
+                    parts.append(own[-1] if own else self.timelines[stage].base)
+                chain = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+                keys.append(chain)
+            self._keys[index] = (tuple(keys), manifests)
+        return self._keys[index]
+
+    def _manifest(self, sources: Sequence[str]) -> Manifest:
+        if sources not in self._manifests:
+            self._manifests[tuple(sources)] = selection(self.context.manifest(), sources)
+        return self._manifests[tuple(sources)]
+
+    def unchanged_in(self, whole: Manifest) -> bool:
+        """:returns: whether every instruction would take the same from this manifest of the context as it took."""
+        return all(
+            selection(whole, sources).digest() == manifest.digest() for sources, manifest in self._manifests.items()
+        )
+
+    def _arg_values(self, step: Step) -> List[List[Optional[str]]]:
+        if step.instruction.keyword != "ARG":
+            return []
+        return [
+            [key, self.build.args.get(key), self.outer.get(key) if default is None else None]
+            for key, default in step.instruction.pairs
+        ]
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def needed(self) -> List[int]:
+        """:returns: the stages that the target needs, in the order of the file."""
+        found: List[int] = []
+        todo = [self.target]
+        while todo:
+            index = todo.pop()
+            if index not in found:
+                found.append(index)
+                todo.extend(stage for step in self.timelines[index].steps for stage in step.stages)
+        return sorted(found)
+
+    def stage(self, index: int) -> StageReuse:
+        """:returns: the best that an image of this host offers for a stage."""
+        if index not in self._stages:
+            self._stages[index] = self._judge(index)
+        return self._stages[index]
+
+    def _judge(self, index: int) -> StageReuse:
+        timeline = self.timelines[index]
+        base = self.base_of(timeline)
+        nothing = StageReuse(timeline, None, 0, "no image on this host holds its beginning", "", (), (), base)
+        best = nothing
+        for candidate in self._candidates(timeline, base):
+            limit = candidate.alignment.matched if candidate.alignment else 0
+            if best.alignment is not None and limit <= best.proven:
+                break
+            judged = self._prove(candidate)
+            if judged.alignment is not None and (best.alignment is None or judged.proven > best.proven):
+                best = judged
+            if best.whole:
+                break
+        keys, manifests = self._known_keys(index)
+        return replace(best, keys=keys, manifests=manifests)
+
+    def _known_keys(self, index: int) -> Tuple[Tuple[str, ...], Dict[int, Manifest]]:
+        return self.keys(index)
+
+    def _candidates(self, timeline: Timeline, base: Optional[Image]) -> List[StageReuse]:
+        found: List[StageReuse] = []
+        for image in self.store.all():
+            if image.refs and all(ref.startswith("127.0.0.1:9/") for ref in image.refs):
+                continue
+            if not same_platform(image.platform, timeline.platform):
+                continue
+            record = self._record(image, timeline)
+            alignment = align(image, timeline, self.build, self.outer, base, record.boundary if record else None)
+            if alignment is not None:
+                found.append(StageReuse(timeline, alignment, 0, "", "", (), (), base))
+        found.sort(key=self._rank)
+        return found
+
+    def _rank(self, candidate: StageReuse) -> Tuple[int, int, int]:
+        alignment = candidate.alignment
+        assert alignment is not None
+        names = set(alignment.image.refs) | {alignment.image.id}
+        return (-alignment.matched, 0 if names & set(self.preferred) else 1, 0 if alignment.whole else 1)
+
+    def _record(self, image: Image, timeline: Timeline) -> Optional[StageRecord]:
+        """The record that fits a stage best: same base name, most keys in common."""
+        best: Optional[StageRecord] = None
+        most = -1
+        for record in self.records.of(image.id, image.config_digest):
+            common = _common(record.keys, self.keys(timeline.index)[0])
+            texts = _common(record.texts, [canonical(s.instruction) for s in timeline.steps])
+            if max(common, texts) > most:
+                best, most = record, max(common, texts)
+        return best if best is not None and (most > 0 or best.base == timeline.base) else None
+
+    # -- evidence -----------------------------------------------------------------------------------------------------
+
+    def _prove(self, candidate: StageReuse) -> StageReuse:
+        alignment, timeline = candidate.alignment, candidate.timeline
+        assert alignment is not None
+        record = self._record(alignment.image, timeline)
+        if record is not None:
+            return self._prove_recorded(candidate, record)
+        evidence, assumed = "observed", []
+        if alignment.unknown & {("Env", key) for _, key in alignment.unknown}:
+            return replace(candidate, alignment=None, reason="the base's environment is not in the image's history")
+        if not alignment.base_present:
+            evidence = "assumed"
+            assumed.append(f"FROM {timeline.base}: the image does not say what it was built from (no ONBUILD in it)")
+        changes: Tuple[FileChange, ...] = ()
+        reason = ""
+        proven = 0
+        if EVIDENCE.index(evidence) > EVIDENCE.index(self.least):
+            return self._refused(candidate, evidence, assumed)
+        for place in range(alignment.matched):
+            verdict = self._verdict(alignment, timeline, place)
+            if not verdict.reason and EVIDENCE.index(verdict.evidence) > EVIDENCE.index(self.least):
+                verdict = replace(verdict, reason=f"its evidence is only {verdict.evidence}")
+            if verdict.reason:
+                reason, changes = verdict.reason, verdict.changes
+                break
+            evidence = weakest(evidence, verdict.evidence)
+            assumed.extend(verdict.assumed)
+            proven = place + 1
+        else:
+            reason = self._text_reason(alignment, timeline)
+        return replace(
+            candidate, proven=proven, reason=reason, evidence=evidence, assumed=tuple(assumed), changes=changes
+        )
+
+    def _refused(self, candidate: StageReuse, evidence: str, assumed: Sequence[str]) -> StageReuse:
+        alignment = candidate.alignment
+        assert alignment is not None
+        reason = (
+            f"{alignment.image.name} came with no record, its evidence is only {evidence} ({'; '.join(assumed)}), and "
+            f"offline_rebuild_evidence is {self.least}: record the untouched tree first (playbooks/prime.yml)"
+        )
+        return replace(candidate, alignment=None, reason=reason, evidence=evidence, assumed=tuple(assumed))
+
+    def _text_reason(self, alignment: Alignment, timeline: Timeline) -> str:
+        if alignment.matched == len(timeline.steps):
+            return ""
+        position = alignment.positions[-1]
+        if position >= len(alignment.image.history):
+            return f"{alignment.image.name} ends before it"
+        was = " ".join(alignment.image.history[position].created_by.split())
+        return f"the instruction is new or changed (the image has: {was[:80]})"
+
+    def _prove_recorded(self, candidate: StageReuse, record: StageRecord) -> StageReuse:
+        alignment, timeline = candidate.alignment, candidate.timeline
+        assert alignment is not None
+        if candidate.base is not None and record.base_id and candidate.base.id != record.base_id:
+            return replace(candidate, alignment=None, reason=f"the base image {timeline.base} is another than then")
+        if record.base != timeline.base:
+            return replace(candidate, alignment=None, reason=f"FROM was {record.base} and is {timeline.base}")
+        keys, manifests = self.keys(timeline.index)
+        proven = min(_common(record.keys, keys), alignment.matched)
+        if alignment.positions[: proven + 1] != record.positions[: proven + 1]:
+            return replace(candidate, alignment=None, reason="the record does not fit the image's history")
+        reason, changes = "", ()
+        if proven < len(timeline.steps):
+            reason, changes = self._recorded_reason(record, timeline, manifests, proven, alignment)
+        return replace(candidate, proven=proven, reason=reason, evidence="recorded", changes=changes)
+
+    def _recorded_reason(
+        self, record: StageRecord, timeline: Timeline, manifests: Mapping[int, Manifest], place: int, found: Alignment
+    ) -> Tuple[str, Tuple[FileChange, ...]]:
+        step = timeline.steps[place]
+        if place >= len(record.texts) or record.texts[place] != canonical(step.instruction):
+            return "the instruction is new or changed", ()
+        raw = self.records.manifest(record.manifests.get(str(place)))
+        if place in manifests and raw is not None:
+            found_changes = diff(Manifest.from_json(raw), manifests[place], self.context.only_line_ends)
+            changes = tuple(FileChange(c.path, c.kind, c.what, c.note) for c in found_changes)
+            if changes:
+                return _files_reason(changes), changes
+        if step.stages:
+            names = ", ".join(self.timelines[s].name or str(s) for s in sorted(step.stages))
+            return f"stage {names} has changed", ()
+        if step.instruction.keyword == "ARG":
+            return "a build argument has another value", ()
+        return self._text_reason(found, timeline) or "what it takes in has changed", ()
+
+    def _verdict(self, alignment: Alignment, timeline: Timeline, place: int) -> Verdict:
+        entry = alignment.entry(place)
+        layers = alignment.image.diff_ids[: alignment.layers_before(place) + 1]
+        key = (timeline.index, place, layers, entry.created_by if entry else "")
+        if key not in self._verdicts:
+            self._verdicts[key] = self._weigh(alignment, timeline.steps[place], place)
+        return self._verdicts[key]
+
+    def _weigh(self, alignment: Alignment, step: Step, place: int) -> Verdict:
+        if step.kind in ("meta", "workdir"):
+            return Verdict()
+        if step.kind == "run":
+            return self._weigh_run(alignment, step, place)
+        if step.kind == "remote":
+            return Verdict(evidence="assumed", assumed=(f"line {step.instruction.line}: what the address gives",))
+        if step.kind == "context":
+            return self._compare(alignment, place, self.context, "")
+        name = self.timelines[step.source].name or str(step.source) if step.kind == "stage" else step.source
+        if step.kind == "stage":
+            source = self.stage(step.source)
+            if not source.whole or source.alignment is None:
+                return Verdict(f"stage {name} is not wholly inside an image of this host: {self._why_not(source)}")
+            image: Optional[Image] = source.alignment.image
+            upto = sum(1 for e in image.history[: source.alignment.positions[-1]] if e.layer is not None)
+            verdict = self._compare(alignment, place, self._tree(image, upto - 1, alignment, place), name)
+            return replace(
+                verdict, evidence=weakest(verdict.evidence, source.evidence), assumed=verdict.assumed + source.assumed
+            )
+        image = self.store.find(step.source)
+        if image is None:
+            return Verdict(
+                evidence="assumed", assumed=(f"line {step.instruction.line}: --from={step.source} and its content",)
+            )
+        return self._compare(
+            alignment, place, self._tree(image, len(image.diff_ids) - 1, alignment, place), step.source
+        )
+
+    def _tree(self, image: Image, upto: int, alignment: Alignment, place: int) -> ImageTree:
+        return ImageTree(self.reader(image), upto, alignment.outcomes[place].expanded.sources)
+
+    def _why_not(self, source: StageReuse) -> str:
+        step = source.start
+        place = f"{self.build.dockerfile.file}:{step.instruction.line} {step.title}: " if step else ""
+        return place + source.reason
+
+    def _weigh_run(self, alignment: Alignment, step: Step, place: int) -> Verdict:
+        assumed: List[str] = []
+        for hidden in alignment.outcomes[place].hidden:
+            if hidden == "the heredoc's content":
+                return Verdict("the image does not hold the content of its heredoc, and there is no record of it")
+            assumed.append(f"line {step.instruction.line}: {hidden}")
+        for kind, value in step.mounts:
+            if kind == "context":
+                return Verdict(f"it reads {value} of the context through a mount, and there is no record of it")
+            if kind == "stage" and not self.stage(value).whole:
+                return Verdict(f"stage {self.timelines[value].name or value} is not wholly inside an image")
+        return Verdict(evidence="assumed" if assumed else "observed", assumed=tuple(assumed))
+
+    def _compare(self, alignment: Alignment, place: int, tree: Any, origin: str) -> Verdict:
+        """Compare what COPY would write now with what the layer of then holds."""
+        entry = alignment.entry(place)
+        if entry is None or entry.layer is None:
+            return Verdict("the image has no layer of it")
+        reader = self.reader(alignment.image)
+        below = entry.layer - 1
+        workdir = str(alignment.states[place].config.get("WorkingDir") or "/")
+        try:
+            wanted = copy_set(
+                alignment.outcomes[place].expanded,
+                tree,
+                workdir,
+                lambda path: reader.lookup(path, below),
+                owner_lookup=lambda path: reader.content(path, below),
+                file=self.build.dockerfile.file,
+            )
+        except OfflineRebuildError as error:
+            if tree is self.context:
+                raise  # the build would fail as well: said before anything is touched
+            return Verdict(f"{origin} does not hold what it copies: {error.message}")
+        if wanted.unsupported:
+            return Verdict(f"it cannot be told what it would write: {wanted.unsupported}")
+        changes = tuple(compare(wanted, reader.layer(entry.layer), lambda path: reader.lookup(path, below)))
+        if not changes:
+            return Verdict()
+        return Verdict(_files_reason(changes, origin), changes=changes)
+
+
+def selection(whole: Manifest, sources: Sequence[str]) -> Manifest:
+    """:returns: the part of a context's manifest that the sources reach."""
+    chosen = select({path: entry.type for path, entry in whole.entries()}, sources)
+    return whole if len(chosen) == len(whole) else Manifest.from_entries({path: whole[path] for path in chosen})
+
+
+def _files_reason(changes: Sequence[FileChange], origin: str = "") -> str:
+    where = f" of {origin}" if origin else ""
+    shown = ", ".join(change.path for change in changes[:3]) + (", ..." if len(changes) > 3 else "")
+    count = f"{len(changes)} file" + ("s" if len(changes) > 1 else "")
+    return f"{count}{where} differ from the image: {shown}"
+
+
+def _common(old: Sequence[str], new: Sequence[str]) -> int:
+    count = 0
+    for a, b in zip(old, new):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def same_platform(have: str, want: str) -> bool:
+    """``linux/amd64`` fits ``linux/amd64``; a missing variant fits any (containerd/platforms normalisation)."""
+    a, b = (have.split("/") + ["", ""])[:3], (want.split("/") + ["", ""])[:3]
+    return a[:2] == b[:2] and (a[2] == b[2] or not a[2] or not b[2])

@@ -1,0 +1,262 @@
+"""One run on one host: what the modules and the command line call.
+
+Everything up to the plan reads only; check mode stops there.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+from . import compose, transaction
+from .cli import Docker, EngineInfo, parse_version
+from .compose import Project
+from .errors import OfflineRebuildError
+from .plan import Plan, ServicePlan
+from .planner import Planner, Settings
+from .presence import Need, needs
+
+__all__ = ["Outcome", "Request", "execute", "survey"]
+
+#: Bytes that must be free where images are kept before anything is started.
+LEAST_FREE = 256 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; the fields are the options of the module ``compose_rebuild``."""
+
+    project_src: str
+    check: bool = False
+    compose_files: Sequence[str] = ()
+    env_files: Sequence[str] = ()
+    profiles: Sequence[str] = ()
+    project_name: Optional[str] = None
+    services: Sequence[str] = ()
+    build_args: Mapping[str, Any] = field(default_factory=dict)
+    health_checks: Sequence[Mapping[str, Any]] = ()
+    gate_timeout: int = 120
+    evidence: str = "assumed"
+    state_dir: str = "/var/lib/offline-rebuild"
+    keep_releases: int = 3
+    change_id: str = ""
+    operator: str = ""
+    run_time: int = 0
+    action: str = "rebuild"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    :param timings: seconds per phase.
+    """
+
+    changed: bool
+    msg: str
+    failed: bool = False
+    plan: Optional[Plan] = None
+    release: Optional[Mapping[str, Any]] = None
+    primed: Optional[Sequence[Mapping[str, Any]]] = None
+    error: Optional[Mapping[str, Any]] = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def diff(self) -> Optional[Mapping[str, str]]:
+        """:returns: Ansible's diff, ``None`` where nothing differs."""
+        if self.plan is None or all(s.action == "unchanged" for s in self.plan.services):
+            return None
+        return self.plan.diff()
+
+    def to_dict(self) -> Dict[str, Any]:
+        """:returns: the module's result, JSON-ready."""
+        result: Dict[str, Any] = {"changed": self.changed, "msg": self.msg, "timings": dict(self.timings)}
+        for name in ("release", "primed", "error"):
+            value = getattr(self, name)
+            if value is not None:
+                result[name] = value
+        if self.plan is not None:
+            result["plan"] = self.plan.to_dict()
+        return result
+
+
+def execute(request: Request) -> Outcome:
+    """Plan, and unless it is a check, carry the plan out.
+
+    :raises OfflineRebuildError: for bad input, before anything is touched; and for what fails later.
+    """
+    try:
+        return _execute(request)
+    except OfflineRebuildError as error:
+        error.host = socket.gethostname()
+        raise
+
+
+def _execute(request: Request) -> Outcome:
+    clock = time.monotonic()
+    docker = Docker()
+    if not os.path.isdir(request.project_src):
+        raise OfflineRebuildError(
+            "project-missing",
+            "the project folder does not exist",
+            "set offline_rebuild_project_src to the source tree on this host, or offline_rebuild_project_push to send one",
+            file=request.project_src,
+        )
+    info = docker.require()
+    project = open_project(docker, request)
+    planner = Planner(docker, project, settings_of(request), set(request.services))
+    if request.action == "prime":
+        return _prime(request, planner)
+    if request.check:
+        plan = planner.plan()
+        if plan.changed and not plan.blocked:
+            _preflight(info, plan, request)
+        return _planned(plan, {"plan": round(time.monotonic() - clock, 3)})
+    return _carry_out(request, docker, planner, clock)
+
+
+def _planned(plan: Plan, timings: Mapping[str, float]) -> Outcome:
+    if plan.blocked:
+        return Outcome(False, _blocked_message(plan), True, plan, timings=timings)
+    return Outcome(plan.changed, _summary(plan), plan=plan, timings=timings)
+
+
+def _carry_out(request: Request, docker: Docker, planner: Planner, clock: float) -> Outcome:
+    plans: List[Plan] = []
+    timings: Dict[str, float] = {"make": 0.0}
+
+    def plan() -> Plan:
+        made = planner.plan()
+        timings["plan"] = round(time.monotonic() - clock, 3)
+        plans.append(made)
+        if made.changed and not made.blocked:
+            _preflight(docker.info(), made, request)
+        return made
+
+    def make(service: ServicePlan) -> str:
+        began = time.monotonic()
+        try:
+            return planner.make(service)
+        finally:
+            timings["make"] = round(timings["make"] + time.monotonic() - began, 3)
+
+    options = transaction.Options(
+        state_dir=request.state_dir,
+        gate_timeout=request.gate_timeout,
+        health_checks=tuple(request.health_checks),
+        change_id=request.change_id,
+        operator=request.operator,
+        keep_releases=request.keep_releases,
+        run_time=request.run_time,
+    )
+    try:
+        release = transaction.run(docker, planner.project, plan, make, options)
+    except OfflineRebuildError as error:
+        if error.code != "plan-blocked":
+            raise
+        return _planned(plans[-1], timings)
+    finally:
+        if plans and plans[-1].changed:
+            planner.clean()
+    timings["total"] = round(time.monotonic() - clock, 3)
+    if release is None:
+        return _planned(plans[-1], timings)
+    document = release.to_dict()
+    if release.state != "done":
+        message = f"{release.state}: {release.note}"
+        return Outcome(release.state != "rolled_back", message, True, plans[-1], document, timings=timings)
+    return Outcome(True, _summary(plans[-1]), plan=plans[-1], release=document, timings=timings)
+
+
+def survey(request: Request) -> List[Need]:
+    """:returns: the images that the project needs, and whether they are here.
+
+    :raises OfflineRebuildError: for bad input.
+    """
+    try:
+        docker = Docker()
+        docker.require()
+        return needs(Planner(docker, open_project(docker, request), settings_of(request), set(request.services)))
+    except OfflineRebuildError as error:
+        error.host = socket.gethostname()
+        raise
+
+
+def open_project(docker: Docker, request: Any) -> Project:
+    """:returns: the compose project that a request names."""
+    return compose.load(
+        docker,
+        request.project_src,
+        request.compose_files,
+        request.env_files,
+        request.profiles,
+        request.project_name,
+        request.services,
+    )
+
+
+def settings_of(request: Request) -> Settings:
+    """:returns: what the planner needs of a request."""
+    return Settings(
+        state_dir=request.state_dir,
+        build_args={key: str(value) for key, value in request.build_args.items()},
+        evidence=request.evidence,
+        may_write=not request.check,
+        run_time=request.run_time,
+    )
+
+
+def _prime(request: Request, planner: Planner) -> Outcome:
+    primed = [
+        {"service": name, "recorded": written, "reason": why} for name, written, why in planner.prime()
+    ]
+    changed = any(item["recorded"] for item in primed)
+    differ = [f"{item['service']} ({item['reason']})" for item in primed if item["reason"]]
+    msg = "recorded" if changed else "already recorded"
+    if differ:
+        msg = f"not recorded, the tree is not what the image holds: {'; '.join(differ)}"
+    return Outcome(changed, msg, bool(differ), primed=primed)
+
+
+def _preflight(info: EngineInfo, plan: Plan, request: Request) -> None:
+    """What can be known to fail is said before anything is touched."""
+    builds = any(service.way in ("graft", "thin graft", "build") for service in plan.services)
+    if builds and parse_version(info.client_version) >= (23,) and "buildx" not in info.plugins:
+        raise OfflineRebuildError(
+            "buildx-missing",
+            f"something has to be built and the docker CLI {info.client_version} has no buildx plugin",
+            "put the docker-buildx binary into /usr/libexec/docker/cli-plugins/",
+        )
+    for path in dict.fromkeys((info.root, _existing_parent(request.state_dir))):
+        try:
+            stat = os.statvfs(path)
+        except OSError:
+            continue
+        free = stat.f_bavail * stat.f_frsize
+        if free < LEAST_FREE:
+            raise OfflineRebuildError(
+                "disk-full",
+                f"only {free >> 20} MB are free there, {LEAST_FREE >> 20} MB are needed",
+                "free some: docker image prune removes images without a name; see docker system df",
+                file=path,
+            )
+
+
+def _existing_parent(path: str) -> str:
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _summary(plan: Plan) -> str:
+    done = [
+        f"{s.service}: {s.action}" + (f" by {s.way}" if s.way else "") for s in plan.services if s.action != "unchanged"
+    ]
+    return "; ".join(done) or "nothing changed"
+
+
+def _blocked_message(plan: Plan) -> str:
+    return "; ".join(f"{s.service} is blocked: {' '.join(s.reasons)}" for s in plan.blocked)

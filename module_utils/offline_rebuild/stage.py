@@ -1,0 +1,574 @@
+"""Stages as BuildKit dispatches them: what each instruction does to the config and what it leaves in the history.
+
+The rules are those of moby/buildkit, ``frontend/dockerfile/dockerfile2llb`` (convert.go, convert_copy.go,
+convert_expose.go). Nothing here reads a file or an image: a stage is followed from the config of its base.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from .dockerfile import Dockerfile, Instruction, Stage, expand, parse
+from .errors import OfflineRebuildError
+from .gofmt import go_duration, go_list, go_quote
+from .shellword import Lexer
+
+__all__ = ["BuildInput", "Outcome", "State", "Step", "Timeline", "dispatch", "start_state", "timelines"]
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: ARGs that BuildKit knows without a declaration (frontend/dockerfile docs, "Predefined ARGs"); they leave no trace.
+PROXY_ARGS = frozenset(
+    name for n in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY") for name in (n, n.lower())
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One instruction of a stage's timeline.
+
+    :param kind: ``context`` (COPY/ADD of local files or heredocs), ``stage`` or ``image`` (COPY --from), ``remote``
+        (ADD of URLs and git), ``run``, ``workdir`` or ``meta``.
+    :param source: stage index for ``stage``, image name for ``image``.
+    :param mounts: per ``--mount`` that reads something: ``("context", path)``, ``("stage", index)``, ``("image", name)``.
+    :param stage: the index of the stage that the instruction is written in.
+    """
+
+    instruction: Instruction
+    kind: str
+    stage: int
+    source: Any = None
+    mounts: Tuple[Tuple[str, Any], ...] = ()
+    onbuild: bool = False
+
+    @property
+    def title(self) -> str:
+        """:returns: the instruction's text in one line, shortened for an operator."""
+        text = " ".join(self.instruction.text.split())
+        return text if len(text) <= 100 else text[:97] + "..."
+
+    @property
+    def stages(self) -> FrozenSet[int]:
+        """:returns: the indices of the stages that this instruction reads."""
+        found = {value for kind, value in self.mounts if kind == "stage"}
+        if self.kind == "stage":
+            found.add(self.source)
+        return frozenset(found)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All steps from an external base to the end of one stage.
+
+    :param base: the base image's name, expanded; ``scratch`` for none.
+    :param chain: the stage indices that the steps come from, first to last (``FROM stage`` continues a stage).
+    """
+
+    index: int
+    name: str
+    base: str
+    platform: str
+    from_line: int
+    chain: Tuple[int, ...]
+    steps: Tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class BuildInput:
+    """What a build is told besides its files.
+
+    :param args: build args with their values.
+    :param platform: ``os/arch[/variant]`` of the target.
+    :param host_platform: the same of the machine that builds.
+    :param target: stage name or number, ``""`` for the last one.
+    """
+
+    dockerfile: Dockerfile
+    args: Mapping[str, str]
+    platform: str
+    host_platform: str
+    target: str = ""
+
+    @property
+    def lexer(self) -> Lexer:
+        """:returns: the shell lexer with this file's escape character."""
+        return Lexer(self.dockerfile.escape)
+
+
+def _platform_args(build: BuildInput) -> Dict[str, str]:
+    values: Dict[str, str] = {}
+    for prefix, platform in (("BUILD", build.host_platform), ("TARGET", build.platform)):
+        parts = (platform.split("/") + ["", ""])[:3]
+        values[prefix + "PLATFORM"] = platform
+        values[prefix + "OS"], values[prefix + "ARCH"], values[prefix + "VARIANT"] = parts
+        values[prefix + "OSVERSION"] = ""
+    target = build.target
+    if not target and build.dockerfile.stages:
+        target = build.dockerfile.stages[-1].name
+    values["TARGETSTAGE"] = target or "default"
+    return {key: build.args.get(key, value) for key, value in values.items()}
+
+
+def global_args(build: BuildInput) -> Dict[str, str]:
+    """The ARGs before the first FROM, with the predefined platform ARGs (buildMetaArgs, defaultArgs)."""
+    values = _platform_args(build)
+    for instruction in build.dockerfile.meta_args:
+        for key, default in instruction.pairs:
+            if key in build.args:
+                values[key] = build.args[key]
+            elif default is not None:
+                values[key] = build.lexer.process_word(default, values)
+    return values
+
+
+def _error(build: BuildInput, line: int, message: str, code: str = "dockerfile-syntax", remedy: str = "") -> Exception:
+    return OfflineRebuildError(code, message, remedy, file=build.dockerfile.file, line=line)
+
+
+def _lookup(build: BuildInput, before: int, name: str) -> Optional[int]:
+    """The stage that ``name`` means for an instruction of stage ``before``: by name, latest first, then by number."""
+    wanted = name.lower()
+    for stage in reversed(build.dockerfile.stages[:before]):
+        if stage.name and stage.name == wanted:
+            return stage.index
+    if name.isdigit() and int(name) < before:
+        return int(name)
+    return None
+
+
+def _is_remote(source: str) -> bool:
+    return source.startswith(("http://", "https://", "git://", "git@", "ssh://"))
+
+
+def _step(build: BuildInput, stage: Stage, instruction: Instruction, onbuild: bool = False) -> Step:
+    keyword = instruction.keyword
+    kind, source = "meta", None
+    mounts: List[Tuple[str, Any]] = []
+    if keyword in ("COPY", "ADD"):
+        origin = instruction.flag("from")
+        if keyword == "COPY" and origin:
+            found = _lookup(build, stage.index, origin)
+            if found is None and origin.lower() == (stage.name or None):
+                raise _error(build, instruction.line, f"stage {origin} copies from itself")
+            kind, source = ("image", origin) if found is None else ("stage", found)
+        elif any(_is_remote(text) for text in instruction.sources):
+            kind = "remote"
+        else:
+            kind = "context"
+    elif keyword == "RUN":
+        kind = "run"
+        for mount in instruction.mounts:
+            if mount.type not in ("bind", "cache"):
+                continue
+            if not mount.from_:
+                if mount.type == "bind":
+                    mounts.append(("context", mount.source or "/"))
+                continue
+            found = _lookup(build, stage.index, mount.from_)
+            mounts.append(("image", mount.from_) if found is None else ("stage", found))
+    elif keyword == "WORKDIR":
+        kind = "workdir"
+    return Step(instruction, kind, stage.index, source, tuple(mounts), onbuild)
+
+
+def timelines(build: BuildInput) -> Tuple[Timeline, ...]:
+    """Every stage's timeline, by stage index.
+
+    :raises OfflineRebuildError: ``dockerfile-syntax`` for a blank base name.
+    """
+    outer = global_args(build)
+    made: List[Timeline] = []
+    for stage in build.dockerfile.stages:
+        line = stage.from_instruction.line
+        base = build.lexer.process_word(stage.base, outer)
+        if not base:
+            raise _error(build, line, f"base name ({stage.base}) should not be blank")
+        platform = build.lexer.process_word(stage.platform, outer) if stage.platform else ""
+        own = tuple(_step(build, stage, i) for i in stage.instructions)
+        parent = next((m for m in reversed(made) if m.name and m.name == base.lower()), None)
+        if parent is not None:
+            triggers = tuple(
+                _step(build, stage, trigger, True)
+                for trigger in (s.instruction.onbuild for s in parent.steps if s.stage == parent.index)
+                if trigger is not None
+            )
+            made.append(
+                Timeline(
+                    stage.index, stage.name, parent.base, parent.platform, parent.from_line,
+                    parent.chain + (stage.index,), parent.steps + triggers + own,
+                )
+            )
+        else:
+            made.append(
+                Timeline(stage.index, stage.name, base, platform or build.platform, line, (stage.index,), own)
+            )
+    return tuple(made)
+
+
+def with_base_triggers(build: BuildInput, timeline: Timeline, triggers: Sequence[str]) -> Timeline:
+    """The timeline with the base image's ONBUILD triggers run first (initOnBuildTriggers)."""
+    if not triggers:
+        return timeline
+    stage = build.dockerfile.stages[timeline.chain[0]]
+    steps: List[Step] = []
+    for trigger in triggers:
+        wrapped = parse(b"FROM scratch\n" + trigger.encode("utf-8", "surrogateescape") + b"\n", build.dockerfile.file)
+        for instruction in wrapped.stages[0].instructions:
+            steps.append(_step(build, stage, replace(instruction, line=timeline.from_line), True))
+    return replace(timeline, steps=tuple(steps) + timeline.steps)
+
+
+def target_index(build: BuildInput) -> int:
+    """:returns: the index of the stage to build.
+
+    :raises OfflineRebuildError: ``no-such-stage``.
+    """
+    stages = build.dockerfile.stages
+    if not stages:
+        raise OfflineRebuildError("dockerfile-syntax", "there is no FROM", file=build.dockerfile.file)
+    if not build.target:
+        return len(stages) - 1
+    found = _lookup(build, len(stages), build.target)
+    if found is None:
+        names = ", ".join(s.name or str(s.index) for s in stages)
+        raise OfflineRebuildError(
+            "no-such-stage", f"there is no stage {build.target}; there are: {names}", file=build.dockerfile.file
+        )
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dispatch
+
+
+@dataclass
+class State:
+    """The state of a stage at one instruction.
+
+    :param config: the ``config`` section of the image, as in the OCI image spec with Docker's additions.
+    :param env: what expansion and RUN see: the config's Env and the ARGs in scope.
+    :param args: ARGs declared so far, in order, with their values.
+    :param cmd_set: whether CMD was given in this build (an ENTRYPOINT then keeps it).
+    """
+
+    config: Dict[str, Any]
+    env: Dict[str, str] = field(default_factory=dict)
+    args: List[Tuple[str, Optional[str]]] = field(default_factory=list)
+    cmd_set: bool = False
+    author: str = ""
+
+    def copy(self) -> "State":
+        """:returns: an independent copy."""
+        return State(copy.deepcopy(self.config), dict(self.env), list(self.args), self.cmd_set, self.author)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an instruction would leave.
+
+    :param expanded: the instruction with its variables expanded.
+    :param created_by: the texts that BuildKit's versions would write into the history; empty where it writes none.
+    :param layer: whether the history entry has a layer.
+    :param hidden: what matters and is not in the text (``heredoc``, ``--mount``, ...), in the operator's words.
+    """
+
+    expanded: Instruction
+    created_by: Tuple[str, ...]
+    layer: bool
+    hidden: Tuple[str, ...] = ()
+
+
+def start_state(config: Mapping[str, Any]) -> State:
+    """The state right after FROM (dispatchStages: PATH is always set, triggers are taken out)."""
+    section = copy.deepcopy(dict(config.get("config") or {}))
+    env_list = list(section.get("Env") or [])
+    env = dict(split_env(item) for item in env_list)
+    if "PATH" not in env:
+        env_list.append("PATH=" + DEFAULT_PATH)
+        env["PATH"] = DEFAULT_PATH
+    section["Env"] = env_list
+    if section.get("OnBuild"):
+        section["OnBuild"] = None
+    return State(section, env, author=str(config.get("author") or ""))
+
+
+def scratch_config(platform: str) -> Dict[str, Any]:
+    """The config of ``FROM scratch`` (emptyImage)."""
+    parts = (platform.split("/") + ["", ""])[:3]
+    config: Dict[str, Any] = {"architecture": parts[1], "os": parts[0], "config": {"WorkingDir": "/"}}
+    if parts[2]:
+        config["variant"] = parts[2]
+    return config
+
+
+def split_env(item: str) -> Tuple[str, str]:
+    """``K=V`` -> ``(K, V)``."""
+    key, _, value = item.partition("=")
+    return key, value
+
+
+def dispatch(state: State, step: Step, build: BuildInput, outer: Mapping[str, str]) -> Outcome:
+    """Apply one instruction to ``state`` (changed in place) and say what it leaves.
+
+    :param outer: :func:`global_args`.
+    """
+    instruction = expand(step.instruction, state.env, build.lexer) if step.instruction.keyword != "ARG" else (
+        step.instruction
+    )
+    handler = _HANDLERS.get(instruction.keyword)
+    if handler is None:
+        raise _error(build, instruction.line, f"unknown instruction: {instruction.keyword}")
+    return handler(state, instruction, step, build, outer)  # type: ignore[no-any-return]
+
+
+def _env(state: State, ins: Instruction, *_: Any) -> Outcome:
+    for key, value in ins.pairs:
+        set_env(state.config, key, value or "")
+        state.env[key] = value or ""
+    return Outcome(ins, ("ENV " + " ".join(f"{k}={v or ''}" for k, v in ins.pairs),), False)
+
+
+def set_env(config: Dict[str, Any], key: str, value: str) -> None:
+    """Set a key of ``Env`` in its place, or at the end (addEnv)."""
+    env: List[str] = list(config.get("Env") or [])
+    for index, item in enumerate(env):
+        if split_env(item)[0] == key:
+            env[index] = f"{key}={value}"
+            break
+    else:
+        env.append(f"{key}={value}")
+    config["Env"] = env
+
+
+def _label(state: State, ins: Instruction, *_: Any) -> Outcome:
+    labels = dict(state.config.get("Labels") or {})
+    labels.update({k: v or "" for k, v in ins.pairs})
+    state.config["Labels"] = labels
+    return Outcome(ins, ("LABEL " + " ".join(f"{k}={v or ''}" for k, v in ins.pairs),), False)
+
+
+def _arg(state: State, ins: Instruction, step: Step, build: BuildInput, outer: Mapping[str, str]) -> Outcome:
+    texts: List[str] = []
+    declared: List[str] = []
+    for key, default in ins.pairs:
+        value: Optional[str] = None
+        own = None if default is None else build.lexer.process_word(default, state.env)
+        if key in build.args:
+            value = build.args[key]
+        elif own is not None:
+            value = own
+        else:
+            value = outer.get(key)
+        if value is not None:
+            state.env[key] = value
+        state.args.append((key, value))
+        texts.append(key if value is None else f"{key}={value}")
+        declared.append(key if own is None else f"{key}={own}")
+    # Up to BuildKit 0.13 the entry has the default, later the value. What the value does shows in ENV and RUN.
+    return Outcome(ins, tuple(dict.fromkeys(("ARG " + " ".join(texts), "ARG " + " ".join(declared)))), False)
+
+
+def shell_of(state: State) -> List[str]:
+    """:returns: the shell that shell forms are given to."""
+    return list(state.config.get("Shell") or ["/bin/sh", "-c"])
+
+
+def _argv(state: State, ins: Instruction) -> List[str]:
+    return list(ins.args) if ins.is_json else shell_of(state) + [" ".join(ins.args)]
+
+
+def run_prefixes(state: State) -> Tuple[str, ...]:
+    """The ``|n K=V ...`` before a RUN: with the values as RUN sees them (newer), or as declared (older)."""
+    seen: Dict[str, str] = {}
+    declared: Dict[str, str] = {}
+    for key, value in state.args:
+        seen[key] = state.env.get(key, value or "")
+        declared[key] = value or ""
+    forms = []
+    for values in (seen, declared):
+        forms.append(f"|{len(values)} " + "".join(f"{k}={v} " for k, v in values.items()) if values else "")
+    if len(declared) != len(state.args):
+        forms.append(f"|{len(state.args)} " + "".join(f"{k}={v or ''} " for k, v in state.args))
+    return tuple(dict.fromkeys(forms))
+
+
+def _run(state: State, ins: Instruction, step: Step, *_: Any) -> Outcome:
+    hidden: List[str] = []
+    if ins.heredocs:
+        first = ins.heredocs[0]
+        data = first.chomped() if first.chomp else first.content
+        alone = len(ins.heredocs) == 1 and ins.args and ins.args[0].strip() in _heredoc_words(first)
+        if alone and data.startswith("#!"):
+            hidden.append("the heredoc's content")
+            argv = shell_of(state) + ["/dev/pipes/" + first.name]
+        elif alone:
+            argv = shell_of(state) + [data]
+        else:
+            text = " ".join(ins.args)
+            for doc in ins.heredocs:
+                text += "\n" + doc.content + doc.name
+            argv = shell_of(state) + [text]
+    else:
+        argv = _argv(state, ins)
+    for flag in ("mount", "network", "security", "device"):
+        if ins.flag(flag) is not None:
+            hidden.append(f"--{flag}")
+    command = " ".join(argv)
+    texts = tuple("RUN " + prefix + command + " # buildkit" for prefix in run_prefixes(state))
+    return Outcome(ins, texts, True, tuple(hidden))
+
+
+def _heredoc_words(doc: Any) -> Tuple[str, ...]:
+    dash = "-" if doc.chomp else ""
+    return tuple(f"<<{dash}{quote}{doc.name}{quote}" for quote in ("", '"', "'"))
+
+
+def _copy(state: State, ins: Instruction, step: Step, *_: Any) -> Outcome:
+    text = ins.keyword
+    if ins.flag_bool("parents"):
+        text += " --parents"
+    for name in ("chown", "chmod"):
+        if ins.flag(name):
+            text += f" --{name}={ins.flag(name)}"
+    for source in ins.sources:
+        text += " " + source
+    for doc in ins.heredocs:
+        text += " <<" + doc.name
+    hidden = tuple(f"--{name}" for name in ("from", "exclude", "checksum", "keep-git-dir") if ins.flag(name))
+    return Outcome(ins, (text + " " + ins.dest + " # buildkit",), True, hidden)
+
+
+def join_workdir(current: str, path: str) -> str:
+    """:returns: the absolute, clean path of a WORKDIR (system.NormalizeWorkdir)."""
+    import posixpath
+
+    return posixpath.normpath(posixpath.join("/", current or "/", path)).replace("//", "/")
+
+
+def _workdir(state: State, ins: Instruction, *_: Any) -> Outcome:
+    path = join_workdir(str(state.config.get("WorkingDir") or "/"), ins.args[0])
+    state.config["WorkingDir"] = path
+    return Outcome(ins, ("WORKDIR " + path,), path != "/")
+
+
+def _cmd(state: State, ins: Instruction, *_: Any) -> Outcome:
+    argv = _argv(state, ins)
+    state.config["Cmd"] = argv
+    state.config["ArgsEscaped"] = True
+    state.cmd_set = True
+    return Outcome(ins, ("CMD " + go_quote(argv),), False)
+
+
+def _entrypoint(state: State, ins: Instruction, *_: Any) -> Outcome:
+    argv = _argv(state, ins)
+    state.config["Entrypoint"] = argv
+    if not state.cmd_set:
+        state.config["Cmd"] = None
+    return Outcome(ins, ("ENTRYPOINT " + go_quote(argv),), False)
+
+
+def _healthcheck(state: State, ins: Instruction, *_: Any) -> Outcome:
+    spec = ins.healthcheck
+    value: Dict[str, Any] = {"Test": list(spec.test)}
+    times = (
+        ("Interval", spec.interval), ("Timeout", spec.timeout),
+        ("StartPeriod", spec.start_period), ("StartInterval", spec.start_interval),
+    )
+    value.update({key: number for key, number in times if number})
+    if spec.retries:
+        value["Retries"] = spec.retries
+    state.config["Healthcheck"] = value
+    test = go_quote(list(spec.test))
+    spoken = [f'"{go_duration(number)}"' for _, number in times]
+    retries = "'" + (f"\\x{spec.retries:02x}" if spec.retries < 32 else chr(spec.retries)) + "'"
+    named = " ".join(f"{key}:{go_duration(number)}" for key, number in times)
+    texts = (
+        f"HEALTHCHECK &{{{test} {' '.join(spoken)} {retries}}}",
+        f"HEALTHCHECK &{{{test} {' '.join(spoken[:3])} {retries}}}",
+        f"HEALTHCHECK {{Test:{go_list(spec.test)} {named} Retries:{spec.retries}}}",
+    )
+    return Outcome(ins, texts[:1] + texts[2:] if spec.start_interval else texts, False)
+
+
+def _expose(state: State, ins: Instruction, step: Step, build: BuildInput, *_: Any) -> Outcome:
+    ports: List[str] = []
+    for text in ins.args:
+        ports.extend(_ports(text, build, ins.line))
+    exposed = dict(state.config.get("ExposedPorts") or {})
+    exposed.update({port: {} for port in ports})
+    state.config["ExposedPorts"] = exposed
+    unique = list(dict.fromkeys(ports))
+    texts = (
+        "EXPOSE map[" + " ".join(f"{p}:{{}}" for p in sorted(unique)) + "]",
+        "EXPOSE " + go_list(ports),
+        "EXPOSE " + go_list(sorted(unique)),
+    )
+    return Outcome(ins, tuple(dict.fromkeys(texts)), False)
+
+
+def _ports(text: str, build: BuildInput, line: int) -> Iterator[str]:
+    spec, _, proto = text.partition("/")
+    spec = spec.rsplit(":", 1)[-1]
+    first, _, last = spec.partition("-")
+    try:
+        low, high = int(first), int(last or first)
+    except ValueError:
+        raise _error(build, line, f"invalid port {text}") from None
+    if not 0 <= low <= high <= 65535:
+        raise _error(build, line, f"invalid port {text}")
+    for number in range(low, high + 1):
+        yield f"{number}/{(proto or 'tcp').lower()}"
+
+
+def _user(state: State, ins: Instruction, *_: Any) -> Outcome:
+    state.config["User"] = ins.args[0]
+    return Outcome(ins, (f"USER {ins.args[0]}",), False)
+
+
+def _volume(state: State, ins: Instruction, *_: Any) -> Outcome:
+    volumes = dict(state.config.get("Volumes") or {})
+    volumes.update({path: {} for path in ins.args})
+    state.config["Volumes"] = volumes
+    return Outcome(ins, ("VOLUME " + go_list(ins.args),), False)
+
+
+def _stopsignal(state: State, ins: Instruction, *_: Any) -> Outcome:
+    state.config["StopSignal"] = ins.args[0]
+    return Outcome(ins, (f"STOPSIGNAL {ins.args[0]}",), False)
+
+
+def _shell(state: State, ins: Instruction, *_: Any) -> Outcome:
+    state.config["Shell"] = list(ins.args)
+    return Outcome(ins, ("SHELL " + go_list(ins.args),), False)
+
+
+def _maintainer(state: State, ins: Instruction, *_: Any) -> Outcome:
+    state.author = " ".join(ins.args)
+    return Outcome(ins, ("MAINTAINER " + state.author,), False)
+
+
+def _onbuild(state: State, ins: Instruction, *_: Any) -> Outcome:
+    trigger = ins.onbuild
+    text = trigger.text if trigger is not None else ""
+    state.config["OnBuild"] = list(state.config.get("OnBuild") or []) + [text]
+    return Outcome(ins, (), False)
+
+
+_HANDLERS: Mapping[str, Any] = {
+    "ENV": _env, "LABEL": _label, "ARG": _arg, "RUN": _run, "COPY": _copy, "ADD": _copy, "WORKDIR": _workdir,
+    "CMD": _cmd, "ENTRYPOINT": _entrypoint, "HEALTHCHECK": _healthcheck, "EXPOSE": _expose, "USER": _user,
+    "VOLUME": _volume, "STOPSIGNAL": _stopsignal, "SHELL": _shell, "MAINTAINER": _maintainer, "ONBUILD": _onbuild,
+}  # fmt: skip
+
+
+def canonical(instruction: Instruction) -> str:
+    """The instruction's meaning as text, for records: keyword, flags, words and heredocs, unexpanded."""
+    return json.dumps(
+        [
+            instruction.keyword, list(instruction.flags), list(instruction.args), instruction.is_json,
+            [[d.name, d.content, d.expand, d.chomp] for d in instruction.heredocs],
+        ],
+        ensure_ascii=True,
+    )

@@ -1,0 +1,480 @@
+"""The transaction: images first, then the swap, then the gate; back again when the gate says no.
+
+Order: lock, finish what an earlier run left, make *all* images, name what runs now
+``<repository>:offline-rebuild-<release>``, move the services' names, ``docker compose up`` of what changed, gate,
+record. Nothing is stopped before every image exists; ``down`` is never called and no volume is ever removed.
+
+The journal names each step before it acts. A run that was killed is finished by the next one, according to its state:
+
+============ ===================================================================================================
+planning,    nothing was touched: closed as ``rolled_back``
+making
+swapping,    forward: names moved, ``up`` and gate again (both do nothing where they had been done); back, if an
+gating       image of it is gone
+rolling_back back: names put back, ``up`` and gate again
+============ ===================================================================================================
+
+``docker compose up`` runs with its output in a file and with the lock's guard as its standard input: it lives on when
+the run is killed, and the next run waits for it (see lock.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
+
+from . import compose, health
+from .cli import Docker
+from .compose import ContainerState, Project
+from .errors import OfflineRebuildError
+from .lock import Lock
+from .plan import Plan, ServicePlan
+from .release import Journal, Release, ServiceRecord, retention, secrets_of
+
+__all__ = ["Options", "recover", "run"]
+
+OnEvent = Callable[[str, str], None]
+MakeImage = Callable[[ServicePlan], str]
+States = Dict[str, List[ContainerState]]
+
+#: Seconds that ``docker compose up`` may take on top of the gate's: stopping the old containers counts in.
+_UP_EXTRA = 120.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run behaves.
+
+    :param gate_timeout: seconds for the gate, counted from the end of ``up``.
+    :param health_checks: the operator's checks, see health.py.
+    :param keep_releases: how many finished releases, with their images, stay.
+    :param run_time: epoch seconds, given once by the controller; 0: the host's clock.
+    :param recover: finish an unfinished release first; without it such a release is an error.
+    :param stable: seconds that a container without a healthcheck has to run to pass.
+    :param why: for the lock and the audit log.
+    """
+
+    state_dir: str = "/var/lib/offline-rebuild"
+    gate_timeout: float = 120.0
+    health_checks: Sequence[Mapping[str, Any]] = ()
+    change_id: str = ""
+    operator: str = ""
+    keep_releases: int = 3
+    run_time: int = 0
+    recover: bool = True
+    stable: float = 1.0
+    why: str = "rebuild"
+
+
+def run(
+    docker: Docker,
+    project: Project,
+    plan: Union[Plan, Callable[[], Plan]],
+    make_image: MakeImage,
+    options: Options,
+    on_event: OnEvent = lambda name, text: None,
+) -> Optional[Release]:
+    """Carry out a plan.
+
+    :param plan: the plan, or a function that makes it: it is called under the lock and after recovery, so that it sees
+        the host as it then is. A plan made earlier is refused when the images have moved since.
+    :param make_image: makes a service's new image and returns its id; it moves no name.
+    :returns: the release, in state ``done``, ``rolled_back`` or ``failed``; ``None`` when the plan changes nothing.
+    :raises OfflineRebuildError: ``locked``, ``plan-blocked``, ``plan-stale``, ``release-unfinished``,
+        ``health-check-invalid``, ``journal-write``, and what ``make_image`` raises: nothing has been touched then.
+    """
+    health.parse_checks(options.health_checks, project)
+    with _lock(project, options) as lock:
+        work = _Transaction(docker, project, options, on_event, lock)
+        work.recover_all()
+        made = plan() if callable(plan) else plan
+        if made.blocked:
+            raise _blocked(made)
+        if not made.changed:
+            return None
+        return work.carry_out(made, make_image)
+
+
+def recover(
+    docker: Docker, project: Project, options: Options, on_event: OnEvent = lambda name, text: None
+) -> List[Release]:
+    """Finish what earlier runs left in the middle. Costs two file look-ups when there is nothing.
+
+    :returns: the releases that were finished or rolled back, oldest first.
+    """
+    journal = Journal(options.state_dir, project.name)
+    if not journal.unfinished() and not journal.damaged():
+        return []
+    with _lock(project, options) as lock:
+        return _Transaction(docker, project, options, on_event, lock).recover_all()
+
+
+def _lock(project: Project, options: Options) -> Lock:
+    return Lock.acquire(options.state_dir, project.name, options.operator, options.why, options.change_id)
+
+
+def _blocked(plan: Plan) -> OfflineRebuildError:
+    reasons = "; ".join(f"{service.service}: {' '.join(service.reasons)}" for service in plan.blocked)
+    return OfflineRebuildError("plan-blocked", f"nothing was touched, since the plan is blocked: {reasons}")
+
+
+class _Transaction:
+    """One locked run on one project."""
+
+    def __init__(self, docker: Docker, project: Project, options: Options, on_event: OnEvent, lock: Lock) -> None:
+        self.docker = docker
+        self.project = project
+        self.options = options
+        self.on_event = on_event
+        self.lock = lock
+        self.journal = Journal(options.state_dir, project.name, secrets_of(project.raw))
+        self.checks = health.parse_checks(options.health_checks, project)
+        if lock.note:
+            self._say("lock", lock.note)
+
+    # -- the way forward
+
+    def carry_out(self, plan: Plan, make_image: MakeImage) -> Release:
+        release = self.journal.begin(
+            self.options.run_time, self.options.change_id, self.options.operator, self.project.src
+        )
+        release.plan = plan.to_dict()
+        release.services = {
+            s.service: ServiceRecord(s.image, s.action, s.way) for s in plan.services if s.changed
+        }
+        self._state(release, "making", f"making the images of {', '.join(release.services)}")
+        began = time.monotonic()
+        try:
+            for service in plan.services:
+                if service.action == "rebuild":
+                    release.services[service.service].after = make_image(service)
+            _took(release, "making", began)
+            self._prepare(release, plan)
+        except BaseException as error:
+            release.note = f"nothing was touched: {error}"
+            self._finish(release, "failed")
+            raise
+        return self._forward(release)
+
+    def _prepare(self, release: Release, plan: Plan) -> None:
+        """Fill in what runs now and which services are swapped. Nothing has been touched yet.
+
+        :raises OfflineRebuildError: ``plan-stale``: a name stands for another image than the plan was made from.
+        """
+        states = compose.containers(self.docker, self.project)
+        names = {s.image: s.image_before for s in plan.services if s.changed}
+        running_ids = {s.image_id for name in release.services for s in states.get(name, [])}
+        tags, there = self._images({*names, *running_ids})
+        for image, before in names.items():
+            if tags.get(image, "") != before:
+                raise OfflineRebuildError(
+                    "plan-stale", f"{image} has changed since the plan was made; nothing was touched", "run again"
+                )
+        moved = {record.image for record in release.services.values() if record.after}
+        for service in self.project.services:  # those that use a rebuilt image without building it
+            if service.image in moved and service.name not in release.services and states[service.name]:
+                record = next(r for r in release.services.values() if r.image == service.image and r.after)
+                release.services[service.name] = ServiceRecord(service.image, "restart", "", after=record.after)
+        for name, record in release.services.items():
+            record.tag_before = tags.get(record.image, "")
+            known = [state for state in states.get(name, []) if state.image_id in there]
+            running = [state for state in known if state.state in ("running", "restarting", "paused")]
+            newest = max(running or known, key=lambda state: state.created, default=None)
+            record.before = newest.image_id if newest else record.tag_before
+        _name_kept(release)
+        release.swapped = self._swap_set(list(release.services), states)
+        self.before = states
+
+    def _swap_set(self, names: List[str], states: States) -> List[str]:
+        """What ``up`` is told: what changed, dependencies that do not run, and what compose restarts along."""
+        jobs = set(compose.one_shots(self.project))
+        wanted = set(names)
+        for name in self.project.dependencies(names):
+            service = self.project.service(name)
+            found = states.get(name, [])
+            runs = len([s for s in found if s.state == "running"]) >= service.replicas
+            done = name in jobs and any(s.state == "exited" and s.exit_code == 0 for s in found)
+            if not runs and not done:
+                wanted.add(name)
+        wanted.update(n for n in self.project.restarted_with(wanted) if states.get(n))
+        return [service.name for service in self.project.services if service.name in wanted]
+
+    def _forward(self, release: Release) -> Release:
+        self._state(release, "swapping", f"swapping {', '.join(release.swapped)}")
+        began = time.monotonic()
+        try:
+            self._tag({record.kept_as: record.before for record in release.services.values() if record.kept_as})
+            self._tag({r.image: r.after for r in release.services.values() if r.after})
+        except OfflineRebuildError as error:
+            return self._back(release, str(error))
+        result = self._up_and_gate(release, (), began)
+        release.gate = result.to_dict()
+        if result.ok:
+            self.journal.write_rendered(release, _rendered(self.project))
+            return self._finish(release, "done")
+        return self._back(release, result.reason)
+
+    # -- the way back
+
+    def _back(self, release: Release, reason: str) -> Release:
+        """Names back to what ran before, ``up``, the same gate. A failure here is not rolled back again."""
+        release.note = reason
+        names = [n for n in release.swapped if n not in release.services or release.services[n].before]
+        if not any(name in release.services for name in names):
+            release.note = f"{reason}; there is no earlier version to go back to, what was started is left as it is"
+            return self._finish(release, "failed")
+        self._state(release, "rolling_back", f"rolling back {', '.join(names)}: {reason}")
+        began = time.monotonic()
+        try:
+            self._tag({r.image: r.before for r in release.services.values() if r.kept_as})
+            files = self._earlier_files(names)
+            if files is None and not any(r.kept_as for r in release.services.values()):
+                raise OfflineRebuildError("no-earlier-config", "no record is kept of the earlier compose configuration")
+            result = self._up_and_gate(release, names, began, files or ())
+            release.rollback_gate = result.to_dict()
+            failure = "" if result.ok else result.reason
+        except OfflineRebuildError as error:
+            if error.code == "journal-write":
+                raise
+            failure = str(error)
+        if not failure:
+            return self._finish(release, "rolled_back")
+        release.note = f"{reason}; the rollback failed too: {failure}; now: {self._what_runs(names)}"
+        return self._finish(release, "failed")
+
+    def _earlier_files(self, names: Sequence[str]) -> Optional[Tuple[str, ...]]:
+        """The newest kept rendered project whose hashes are those that the replaced containers had.
+
+        :returns: its path; nothing when the compose files still give those hashes; ``None`` when no record does.
+        """
+        wanted = {n: s[-1].config_hash for n, s in self.before.items() if n in names and s and s[-1].config_hash}
+        if not wanted or _agrees(compose.config_hashes(self.docker, self.project), wanted):
+            return ()
+        for path in self.journal.rendered():
+            earlier = self._with_file(path)
+            try:
+                if _agrees(compose.config_hashes(self.docker, earlier), wanted):
+                    return (path,)
+            except OfflineRebuildError:
+                continue
+        return None
+
+    def _with_file(self, path: str) -> Project:
+        argv = ("compose", "-p", self.project.name, "--project-directory", self.project.src, "-f", path)
+        return Project(self.project.name, self.project.src, argv, (path,), self.project.services, self.project.raw)
+
+    def _what_runs(self, names: Iterable[str]) -> str:
+        try:
+            states = compose.containers(self.docker, self.project)
+        except OfflineRebuildError as error:
+            return str(error)
+        return "; ".join(
+            f"{name}: " + (", ".join(f"{s.name} {s.state} {s.health} image {s.image_id[7:19]}" for s in states[name])
+                           or "no container")
+            for name in names
+        )
+
+    # -- what both ways share
+
+    def _up_and_gate(
+        self, release: Release, only: Sequence[str], began: float, files: Sequence[str] = ()
+    ) -> health.GateResult:
+        names = list(only) or release.swapped
+        project = self._with_file(files[0]) if files else self.project
+        restarts = {state.id: state.restart_count for states in self.before.values() for state in states}
+        back = "rollback " if release.state == "rolling_back" else ""
+        with health.Events(self.docker, self.project.name) as events:
+            rc, said = self._up(release, project, names)
+            if rc != 0 and self._engine_was_away():
+                rc, said = self._up(release, project, names)
+            _took(release, back + "swap", began)
+            if release.state == "swapping":
+                self._state(release, "gating", f"waiting for {', '.join(names)} to be healthy")
+            gated = time.monotonic()
+            deadline = gated + (self.options.gate_timeout if rc == 0 else 0.0)
+            result = health.gate(
+                self.docker, self.project, names, self.checks, deadline, self.options.stable, restarts, events
+            )
+            _took(release, back + "gate", gated)
+        if rc != 0:
+            result.ok = False
+            result.reason = f"`docker compose up` ended with {rc}: {said}; {result.reason}".rstrip("; ")
+        if not result.ok:
+            release.evidence += self._evidence(result, said, back)
+        return result
+
+    def _up(self, release: Release, project: Project, names: Sequence[str]) -> Tuple[int, str]:
+        """``docker compose up`` of the named services. :returns: its return code and the end of what it said."""
+        argv = project.command("up", "-d", "--no-build", "--pull", "never", "--no-deps", *names)
+        path = os.path.join(self.journal.folder, release.id + ".up.log")
+        with open(path, "wb") as log:
+            process = subprocess.Popen(
+                (self.docker.binary, *argv), stdin=self.lock.guard, stdout=log, stderr=log, env=self.docker.env,
+                cwd=project.src, start_new_session=True,
+            )
+            try:
+                rc = process.wait(self.options.gate_timeout + _UP_EXTRA)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                rc = process.wait() or 1
+        with open(path, encoding="utf-8", errors="replace") as said:
+            text = "\n".join(said.read().splitlines()[-10:])
+        os.unlink(path)
+        return rc, text
+
+    def _engine_was_away(self) -> bool:
+        """Wait for an engine that does not answer. :returns: whether it was away and is back."""
+        end = time.monotonic() + self.options.gate_timeout
+        away = False
+        while self.docker.run("version", "--format", "{{.Server.Version}}", check=False).rc != 0:
+            away = True
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.2)
+        return away
+
+    def _evidence(self, result: health.GateResult, said: str, back: str) -> List[Dict[str, Any]]:
+        bad = [name for name, found in result.services.items() if found.verdict != "ok"] or list(result.services)
+        states = compose.containers(self.docker, self.project)
+        found = health.evidence(self.docker, [state for name in bad for state in states.get(name, [])])
+        phase = "rollback" if back else "swap"
+        return [{"phase": phase, **entry} for entry in found] + [{"phase": phase, "compose": said.splitlines()}]
+
+    def _tag(self, names: Mapping[str, str]) -> None:
+        """``docker tag ID NAME`` for all of them, at the same time."""
+        work = [
+            (name, self.docker.popen("tag", image_id, name, stdout=subprocess.DEVNULL))
+            for name, image_id in names.items()
+        ]
+        for name, process in work:
+            error = process.communicate()[1]
+            if process.returncode != 0:
+                raise OfflineRebuildError(
+                    "tag-failed",
+                    f"{name} cannot be put on {names[name]}: {error.decode('utf-8', 'replace').strip()}",
+                    "see `docker images` and the disk's free space",
+                )
+
+    def _images(self, refs: Iterable[str]) -> Tuple[Dict[str, str], Set[str]]:
+        """:returns: name to image id for the names among ``refs``, and the ids of all that were found."""
+        wanted = set(refs)
+        names: Dict[str, str] = {}
+        ids: Set[str] = set()
+        for image in self.docker.inspect("image", sorted(wanted)):
+            ids.add(image["Id"])
+            names.update((t, image["Id"]) for t in map(compose.familiar, image.get("RepoTags") or ()) if t in wanted)
+        return names, ids
+
+    # -- recovery
+
+    def recover_all(self) -> List[Release]:
+        """Finish or roll back what earlier runs left, oldest first; put aside what cannot be read."""
+        for release_id in self.journal.damaged():
+            path = self.journal.put_aside(release_id)
+            self._say("journal-damaged", f"the record of release {release_id} could not be read; it is now {path}")
+        unfinished = self.journal.unfinished()
+        if unfinished and not self.options.recover:
+            raise OfflineRebuildError(
+                "release-unfinished",
+                f"release {unfinished[0].id} was cut off in state {unfinished[0].state}",
+                "run without recover: false, which finishes it or rolls it back",
+            )
+        return [self._recover(release) for release in unfinished]
+
+    def _recover(self, release: Release) -> Release:
+        self._say("recover", f"release {release.id} was cut off in state {release.state}", release.id)
+        if release.state in ("planning", "making"):
+            release.note = "cut off before anything was touched"
+            return self._finish(release, "rolled_back")
+        release.swapped = [s.name for s in self.project.services if s.name in release.swapped]
+        release.services = {n: r for n, r in release.services.items() if n in release.swapped}
+        self.before = compose.containers(self.docker, self.project)
+        after = {record.after for record in release.services.values() if record.after}
+        there = self._images(after)[1]
+        if release.state == "rolling_back":
+            return self._back(release, release.note or "a rollback was cut off")
+        if after - there:
+            return self._back(release, f"its image {sorted(after - there)[0]} is gone")
+        return self._forward(release)
+
+    # -- the record
+
+    def _state(self, release: Release, state: str, step: str) -> None:
+        """Write the state before it is acted on."""
+        release.state, release.step = state, step
+        self.journal.write(release)
+        self._say(state, step, release.id)
+
+    def _finish(self, release: Release, state: str) -> Release:
+        release.finished = round(time.time(), 3)
+        release.timings["total"] = round(release.finished - release.started, 3)
+        self._state(release, state, "")
+        if state == "done":
+            self._retire()
+        return release
+
+    def _retire(self) -> None:
+        """Remove the releases beyond ``keep_releases``; nothing is asked of the engine when there is none."""
+        releases = self.journal.all()
+        if not retention(releases, self.options.keep_releases, set()).releases:
+            return
+        listed = self.docker.run("ps", "-aq", "--no-trunc").text.split()
+        in_use = {str(container.get("Image")) for container in self.docker.inspect("container", listed)}
+        in_use |= self._images(service.image for service in self.project.services)[1]
+        old = retention(releases, self.options.keep_releases, in_use)
+        if old.refs:
+            self.docker.run("image", "rm", *old.refs, check=False)
+        nameless = [i["Id"] for i in self.docker.inspect("image", old.image_ids) if not i.get("RepoTags")]
+        if nameless:
+            self.docker.run("image", "rm", *nameless, check=False)
+        for release_id in old.releases:
+            self.journal.remove(release_id)
+            self._say("retired", f"release {release_id} and its images were removed", release_id)
+
+    def _say(self, event: str, text: str, release: str = "") -> None:
+        self.journal.audit(
+            event, release, text=text, operator=self.options.operator, change_id=self.options.change_id
+        )
+        self.on_event(event, text)
+
+
+def _name_kept(release: Release) -> None:
+    """``<repository>:offline-rebuild-<release>`` for each service whose image changes; with the service's name where
+    two would collide."""
+    taken: Dict[str, str] = {}
+    for name, record in release.services.items():
+        if not record.before or record.before == (record.after or record.tag_before):
+            continue
+        folder, _, last = record.image.split("@")[0].rpartition("/")
+        repository = f"{folder}/{last.split(':')[0]}" if folder else last.split(":")[0]
+        kept = f"{repository}:offline-rebuild-{release.id}"
+        if taken.setdefault(kept, record.before) != record.before:
+            kept += f"-{name}"
+        record.kept_as = kept
+
+
+def _rendered(project: Project) -> bytes:
+    """The project as compose rendered it, every ``$`` doubled again, to be read by compose once more."""
+
+    def double(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("$", "$$")
+        if isinstance(value, list):
+            return [double(item) for item in value]
+        if isinstance(value, dict):
+            return {key: double(item) for key, item in value.items()}
+        return value
+
+    return json.dumps(double(project.raw), indent=1).encode("utf-8", "surrogateescape")
+
+
+def _agrees(hashes: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(hashes.get(name) == value for name, value in wanted.items())
+
+
+def _took(release: Release, phase: str, began: float) -> None:
+    release.timings[phase] = round(time.monotonic() - began, 3)
