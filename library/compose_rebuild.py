@@ -138,9 +138,9 @@ error:
   type: dict
 """
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.offline_rebuild.errors import OfflineRebuildError  # noqa: E402
-from ansible.module_utils.offline_rebuild.run import Request, execute  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.offline_rebuild.errors import OfflineRebuildError
+from ansible.module_utils.offline_rebuild.run import Request, execute
 
 ARGUMENT_SPEC = {
     "project_src": {"type": "path", "required": True},

@@ -8,9 +8,9 @@ explains the rest of the history clearly better than any other: found, not guess
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import FrozenSet, List, Mapping, Optional, Sequence, Tuple
+from typing import FrozenSet, List, Mapping, Optional, Tuple
 
-from .history import config_at, is_redundant_arg, matches
+from .history import THIN_COMMENT, config_at, is_redundant_arg, matches, touches
 from .image import HistoryEntry, Image
 from .stage import BuildInput, Outcome, State, Timeline, dispatch, scratch_config, start_state
 
@@ -74,34 +74,34 @@ def align(
     outer: Mapping[str, str],
     base: Optional[Image],
     boundary: Optional[int] = None,
+    through_thin: bool = False,
 ) -> Optional[Alignment]:
     """Lay a stage along an image's history.
 
     :param base: the stage's base image if it is present on the host.
     :param boundary: the recorded end of the base's entries, if there is a record.
+    :param through_thin: whether to go on after a thin layer; only a record tells what is in one.
     :returns: the alignment, or ``None`` if the image is no ancestor or it cannot be told where the base ends.
     """
     if not image.history:
         return None
     if timeline.base == "scratch":
-        return _at(image, timeline, build, outer, 0, True)
+        return _at(image, timeline, build, outer, 0, True, None, through_thin)
     if base is not None:
         if not is_base_of(base, image):
             return None
-        return _at(image, timeline, build, outer, len(base.history), True, base)
+        return _at(image, timeline, build, outer, len(base.history), True, base, through_thin)
     if boundary is not None:
-        return _at(image, timeline, build, outer, boundary, False)
+        return _at(image, timeline, build, outer, boundary, False, None, through_thin)
     return _search(image, timeline, build, outer)
 
 
-def _search(
-    image: Image, timeline: Timeline, build: BuildInput, outer: Mapping[str, str]
-) -> Optional[Alignment]:
+def _search(image: Image, timeline: Timeline, build: BuildInput, outer: Mapping[str, str]) -> Optional[Alignment]:
     if not timeline.steps:
         return None
     best: List[Tuple[int, Alignment]] = []
     for boundary in range(1, len(image.history)):
-        if not _starts(image, timeline, build, outer, boundary):
+        if not _starts(image, timeline, boundary):
             continue
         found = _at(image, timeline, build, outer, boundary, False)
         if found.matched:
@@ -114,9 +114,7 @@ def _search(
     return best[0][1]
 
 
-def _starts(
-    image: Image, timeline: Timeline, build: BuildInput, outer: Mapping[str, str], boundary: int
-) -> bool:
+def _starts(image: Image, timeline: Timeline, boundary: int) -> bool:
     """A cheap look: does the entry at ``boundary`` begin with the keyword of the first instruction?"""
     first = next((s for s in timeline.steps if s.instruction.keyword != "ONBUILD"), None)
     if first is None:
@@ -134,12 +132,13 @@ def _at(
     boundary: int,
     base_present: bool,
     base: Optional[Image] = None,
+    through_thin: bool = False,
 ) -> Alignment:
     unknown: FrozenSet[Tuple[str, str]] = frozenset()
     if timeline.base == "scratch":
         state = start_state(scratch_config(timeline.platform))
     elif base is not None:
-        state = _with_build_labels(start_state(base.config), image, base)
+        state = _with_build_labels(start_state(base.config), image)
     else:
         document, unknown = config_at(image, boundary)
         state = start_state(document)
@@ -165,6 +164,8 @@ def _at(
                 matching = False
                 continue
             position += 1
+            while through_thin and position < len(image.history) and image.history[position].comment == THIN_COMMENT:
+                position += 1
         elif not _onbuild_matches(image, state):
             matching = False
             continue
@@ -173,20 +174,14 @@ def _at(
     return Alignment(image, boundary, tuple(positions), tuple(states), tuple(outcomes), base_present, unknown)
 
 
-def _with_build_labels(state: State, image: Image, base: Image) -> State:
-    """Labels that ``--label`` or compose gave the image are in no history entry: they stay, as they would in the graft."""
-    told = {key for entry in image.history for field, key, _ in _touches(entry) if field == "Labels"}
+def _with_build_labels(state: State, image: Image) -> State:
+    """Labels that ``--label`` or compose gave the image are in no history entry: they stay."""
+    told = {key for entry in image.history for field, key, _ in touches(entry) if field == "Labels"}
     final = (image.config.get("config") or {}).get("Labels") or {}
     extra = {k: v for k, v in final.items() if k not in told and k not in (state.config.get("Labels") or {})}
     if extra:
         state.config["Labels"] = {**(state.config.get("Labels") or {}), **extra}
     return state
-
-
-def _touches(entry: HistoryEntry) -> Sequence[Tuple[str, str, object]]:
-    from .history import touches
-
-    return touches(entry)
 
 
 def _onbuild_matches(image: Image, state: State) -> bool:
@@ -198,10 +193,10 @@ def _onbuild_matches(image: Image, state: State) -> bool:
 
 def _distance(found: Alignment, timeline: Timeline) -> int:
     """Edits that turn the history after the boundary into the stage's instructions (Levenshtein, one per entry)."""
-    rest = found.image.history[found.positions[-1]:]
+    rest = found.image.history[found.positions[-1] :]
     todo = [
         (step, outcome)
-        for step, outcome in list(zip(timeline.steps, found.outcomes))[found.matched:]
+        for step, outcome in list(zip(timeline.steps, found.outcomes))[found.matched :]
         if outcome.created_by
     ]
     previous = list(range(len(rest) + 1))

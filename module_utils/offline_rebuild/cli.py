@@ -133,14 +133,18 @@ class Docker:
         full_env = dict(self.env, **env) if env else self.env
         feed: Dict[str, Any] = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin or subprocess.DEVNULL}
         try:
-            done = subprocess.run(argv, capture_output=True, env=full_env, cwd=cwd, timeout=timeout, check=False, **feed)
+            done = subprocess.run(
+                argv, capture_output=True, env=full_env, cwd=cwd, timeout=timeout, check=False, **feed
+            )
         except FileNotFoundError:
             if cwd is not None and not os.path.isdir(cwd):
                 raise OfflineRebuildError("path-missing", "the folder does not exist", file=cwd) from None
             raise _missing(self.binary) from None
         except subprocess.TimeoutExpired:
             raise OfflineRebuildError(
-                "docker-timeout", f"`{' '.join(argv)}` did not end within {timeout} s", "see whether the engine answers: docker info"
+                "docker-timeout",
+                f"`{' '.join(argv)}` did not end within {timeout} s",
+                "see whether the engine answers: docker info",
             ) from None
         result = Result(argv, done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
         if check and result.rc != 0:
@@ -192,7 +196,7 @@ class Docker:
                 raise OfflineRebuildError(
                     "compose-missing",
                     "the Compose plugin is not installed (`docker compose version` fails)",
-                    "put the docker-compose binary into /usr/libexec/docker/cli-plugins/ or install docker-compose-plugin",
+                    "put the docker-compose binary into /usr/libexec/docker/cli-plugins/",
                 )
             if parse_version(have) < tuple(compose):
                 raise OfflineRebuildError(

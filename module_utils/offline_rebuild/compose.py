@@ -7,7 +7,8 @@ computes the same config hash as it does for the operator.
 Facts (tried with compose 2.26.1 and 2.40.3): the JSON has every ``$`` doubled, as the YAML has; build arguments
 without a value are resolved from the environment, and left out when it has none; disabled profiles' services are left
 out; a service named on the command line is there whatever its profile. The config hash does not cover ``build``,
-``depends_on``, ``pull_policy``, ``profiles`` and the number of replicas.
+``pull_policy`` and the number of replicas, and since 2.29.3 neither ``depends_on`` nor ``profiles`` (docker/compose,
+pkg/compose/hash.go): before that, ``up --no-deps`` writes another hash than ``up`` does.
 """
 
 from __future__ import annotations
@@ -232,7 +233,7 @@ def familiar(ref: str) -> str:
     """:returns: the reference with a tag, as the engine writes it (``nginx`` -> ``nginx:latest``)."""
     for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
         if ref.startswith(prefix):
-            ref = ref[len(prefix):]
+            ref = ref[len(prefix) :]
             break
     return ref if "@" in ref or ":" in ref.rsplit("/", 1)[-1] else ref + ":latest"
 
@@ -323,6 +324,8 @@ def service_state(
     policy) and exited with 0 is taken for one. Compose would run it again at each ``up``.
 
     :param image_id: id of the image that the service's name stands for now, ``""`` if there is none.
+    :param config_hash: of :func:`config_hashes`; not compared for a service that shares another one's namespace or
+        volumes, since compose hashes the other container's id along there.
     :param one_shot: another service waits for this one's completion.
     :returns: a reason for the operator, ``""`` if nothing is to be done.
     """
@@ -332,8 +335,9 @@ def service_state(
         return "it has no container yet"
     if len(states) != service.replicas:
         return f"it has {len(states)} of {service.replicas} containers"
+    compared = config_hash and not _refers_to_containers(service)
     for state in states:
-        if config_hash and state.config_hash != config_hash:
+        if compared and state.config_hash != config_hash:
             return f"its compose configuration changed since {state.name} was created"
         if image_id and image_id not in (state.image_id, state.engine_image_id):
             return f"{state.name} runs image {_short(state.image_id)}, and {service.image} is {_short(image_id)}"
@@ -351,6 +355,12 @@ def one_shots(project: Project) -> List[str]:
     )
 
 
+def _refers_to_containers(service: Service) -> bool:
+    """docker/compose, pkg/compose/convergence.go: resolveServiceReferences."""
+    modes = (str(service.raw.get(key) or "") for key in ("network_mode", "ipc", "pid"))
+    return bool(service.raw.get("volumes_from")) or any(mode.startswith("service:") for mode in modes)
+
+
 def _ended_well(service: Service, state: ContainerState, one_shot: bool) -> bool:
     if state.state != "exited" or state.exit_code != 0:
         return False
@@ -359,16 +369,14 @@ def _ended_well(service: Service, state: ContainerState, one_shot: bool) -> bool
 
 
 def _short(image_id: str) -> str:
-    return image_id.split(":")[-1][:12] if image_id else "none"
+    return image_id.rsplit(":", 1)[-1][:12] if image_id else "none"
 
 
 def _files(src: str, compose_files: Sequence[str], env: Mapping[str, str]) -> Tuple[str, ...]:
     """The compose files as compose itself would choose them in ``src`` (its parents are not searched)."""
     chosen = list(compose_files) or _compose_file_variable(src, env)
     if chosen:
-        return tuple(
-            _existing(src, path, "compose-file-missing", "the compose file does not exist") for path in chosen
-        )
+        return tuple(_existing(src, path, "compose-file-missing", "the compose file does not exist") for path in chosen)
     present = set(os.listdir(src))
     main = next((name for name in DEFAULT_FILES if name in present), None)
     if main is None:

@@ -12,6 +12,7 @@ has met, or not at all.
 from __future__ import annotations
 
 import array
+import errno
 import hashlib
 import os
 import re
@@ -585,8 +586,8 @@ class Context:
                 self.fail(base + name, exc)
             mode = info.st_mode
             if mode & _FORMAT_BITS == stat.S_IFDIR:
-                below = self.ignore.step(state, base + name) if ignores is not None else state
-                if ignored and not self.ignore.enters(below, base + name):
+                below = self.ignore.enter(state, base + name) if ignores is not None else state
+                if below is None:
                     continue
                 enter.append((name, below))
             elif ignored:
@@ -644,7 +645,7 @@ class Context:
     def fail(self, path: str, exc: OSError) -> NoReturn:
         """Raise what an operator can act on."""
         place = os.path.join(self.given_root, path) if path else self.given_root
-        if isinstance(exc, (FileNotFoundError, NotADirectoryError)) or exc.errno == 40:  # ELOOP: now a link
+        if isinstance(exc, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) or exc.errno == errno.ELOOP:
             raise _changed(place, "went, or became something else, while the context was read") from exc
         raise OfflineRebuildError(
             "context-unreadable",

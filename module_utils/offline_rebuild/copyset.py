@@ -10,9 +10,10 @@ BuildKit's versions differ in few places, all about ``--chmod``; :data:`BEHAVIOU
 with one of them throughout:
 
 0. since fsutil b227bab (2026): parents that COPY creates get the mode of an octal ``--chmod``;
-1. since fsutil 183e7fb (February 2025): the same, but cut by the daemon's umask 022;
-2. before: created parents are 0755; since fsutil 8bcf9db (2024) ``--chmod`` sets setuid, setgid and sticky too;
-3. BuildKit of Docker 20.10 to 25: as 2, but ``--chmod`` sets the lower nine bits only, the source's others stay.
+1. since fsutil 183e7fb (2025): the same, but cut by the daemon's umask 022;
+2. since fsutil 3a8c87e (2024): created parents are 0755;
+3. since fsutil 8bcf9db (2024): as 2, but a symbolic ``--chmod`` is ignored;
+4. before (Docker 20.10 to 25): as 3, but ``--chmod`` sets the lower nine bits only, the source's others stay.
 
 Whatever cannot be told exactly is said in ``CopySet.unsupported`` and must be left to BuildKit.
 """
@@ -31,7 +32,7 @@ from .plan import FileChange
 __all__ = ["BEHAVIOURS", "CopyEntry", "CopySet", "compare", "copy_set"]
 
 #: Number of behaviours that BuildKit's versions have (see the module's text).
-BEHAVIOURS = 4
+BEHAVIOURS = 5
 
 Lookup = Callable[[str], Optional[LayerEntry]]
 Reader = Callable[[str], Optional[bytes]]
@@ -145,13 +146,14 @@ _ROOT = _Source("dir", 0o755, 0, 0, 0, "", (), 0)
 
 
 class _Tree:
-    """A context (or another image's files) with children by directory."""
+    """A context (or another image's files, an ``ImageTree``) with children by directory."""
 
     def __init__(self, context: Any) -> None:
         self.context = context
         self.entries: Dict[str, _Source] = {"": _ROOT}
         self._children: Optional[Dict[str, List[str]]] = None
         self._asked = 0
+        self._image = getattr(context, "reader", None)
         for path, entry in context.stat_entries():
             if path:
                 self.entries[path] = self._source(entry)
@@ -188,10 +190,24 @@ class _Tree:
     def lookup(self, path: str) -> Optional[LayerEntry]:
         """For :func:`resolve_in_root`: type and link of a path."""
         entry = self.entries.get(path)
+        if entry is None and self._image is not None and path:
+            return self._image.lookup(path, self.context.upto)  # type: ignore[no-any-return]
         return None if entry is None else LayerEntry(entry.type, entry.mode, link=entry.link)
+
+    def has(self, path: str, followed: bool) -> bool:
+        """Whether the path exists; an image's tree lists it now if a link may have led out of what it had listed."""
+        if self._image is None or (path in self.entries and not followed):
+            return path in self.entries
+        found = self._image.listing(path, self.context.upto)
+        self.entries.update((name, self._source(entry)) for name, entry in found.items() if name)
+        self._children = None
+        return path in self.entries
 
     def digest(self, path: str) -> Optional[str]:
         """:returns: the digest of a file's content."""
+        if self._image is not None:
+            entry = self._image.lookup(path, self.context.upto)
+            return None if entry is None else entry.content_digest()  # type: ignore[no-any-return]
         self._asked += 1
         if self._asked == _FEW and hasattr(self.context, "manifest"):
             self.context.manifest()
@@ -312,12 +328,12 @@ _WHO = {"a": _STANDARD, "u": 0o4700, "g": 0o2070, "o": 0o0007}
 def _symbolic(text: str) -> Callable[[int, bool], int]:
     """A symbolic mode as a function of (mode, is a directory), umask 0 (tonistiigi/dchapes-mode, mode.go).
 
-    ``X`` looks at the mode before the change; where that and a later clause could disagree, and for copies between
-    classes (``g=u``), the result is not told.
+    ``X`` looks at the mode before the change. Not told: ``X`` together with other changes, or after another sign than
+    ``+`` (28.5.2 and the newest source disagree), ``s``, ``t``, and copies between classes (``g=u``).
     """
     if not _SYMBOLIC.match(text):
         raise _Unsupported(f"--chmod={text}")
-    if "X" in text and len(re.findall(r"[+=-]", text)) > 1:
+    if "X" in text and re.findall(r"[+=-]", text) != ["+"]:
         raise _Unsupported(f"--chmod={text}: X together with other changes")
     steps: List[Tuple[int, int, bool]] = []  # bits to clear, bits to set, only where something is executable
     for match in _CLAUSE.finditer(text):
@@ -368,7 +384,7 @@ class _Chmod:
     def of(self, mode: int, is_dir: bool) -> Tuple[int, ...]:
         """:returns: the modes of a path that is copied with ``mode``."""
         if self.symbolic is not None:
-            return (self.symbolic(mode, is_dir),) * BEHAVIOURS
+            return (self.symbolic(mode, is_dir),) * 3 + (mode,) * 2
         if self.octal is None:
             return (mode,) * BEHAVIOURS
         return (self.octal,) * (BEHAVIOURS - 1) + ((mode & 0o7000) | (self.octal & 0o777),)
@@ -377,7 +393,7 @@ class _Chmod:
         """:returns: the modes of a directory made on the way."""
         if self.octal is None:
             return (0o755,) * BEHAVIOURS
-        return (self.octal & 0o777, self.octal & 0o755, 0o755, 0o755)
+        return (self.octal & 0o777, self.octal & 0o755, 0o755, 0o755, 0o755)
 
 
 def _number(text: str) -> Optional[int]:
@@ -665,9 +681,10 @@ def _matches(tree: _Tree, source: str, fail: Callable[[str], Exception]) -> List
     except TooManyLinks:
         raise fail(f"the symbolic links of {source} do not end") from None
     if len(fixed) == len(parts):
-        if base not in tree.entries:
+        if not tree.has(base, base != clean):
             raise fail(_missing(source, clean, tree))
         return [(base, parts[-1] if parts else "")]
+    tree.has(base, base != "/".join(fixed))
     found = _walk(tree, base, "/".join(parts[len(fixed):]))
     return [_follow(tree, path, source, fail) for path in found]
 
@@ -686,7 +703,7 @@ def _follow(tree: _Tree, path: str, source: str, fail: Callable[[str], Exception
         real = resolve_in_root(path, tree.lookup)
     except TooManyLinks:
         real = path + '/'
-    if real not in tree.entries:
+    if not tree.has(real, real != path):
         raise fail(f"{path}, found by {source}, is a symbolic link that leads nowhere in the build context")
     return real, path.rpartition("/")[2]
 

@@ -6,17 +6,20 @@ Nothing in it asks a registry: every name is one under :data:`graft.REGISTRY` (D
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .errors import OfflineRebuildError
-from .graft import REGISTRY, ImageDocument, document
+from .graft import REGISTRY, Carried, ImageDocument, document
 from .image import Image, missing_image, pull_remedy, sha256
 from .reuse import Analyzer, StageReuse
 from .stage import State, Step
+from .thin import ThinLayer, write_layer
 
-__all__ = ["Derived", "blocked_reason", "derive"]
+__all__ = ["Derived", "blocked_reason", "derive", "remaining", "way_of"]
 
 #: RUNs that fetch from a network: package managers and downloads.
 _NETWORK = re.compile(
@@ -55,7 +58,7 @@ class Derived:
 
 
 def remaining(analyzer: Analyzer) -> List[Tuple[StageReuse, int]]:
-    """The stages that the build needs, in the order of the file, each with its reuse point.
+    """The stages that the build needs, in the order of the file, each with the instruction where the build starts.
 
     A stage that nothing after the reuse points reads is left out.
     """
@@ -65,10 +68,27 @@ def remaining(analyzer: Analyzer) -> List[Tuple[StageReuse, int]]:
         if index in cuts:
             continue
         stage = analyzer.stage(index)
-        cuts[index] = reuse_point(stage)
-        for step in stage.timeline.steps[cuts[index]:]:
+        cuts[index] = start_of(analyzer, stage)
+        for step in stage.timeline.steps[cuts[index] :]:
             todo.extend(step.stages)
     return [(analyzer.stage(index), cuts[index]) for index in sorted(cuts)]
+
+
+def start_of(analyzer: Analyzer, stage: StageReuse) -> int:
+    """:returns: the first instruction of a stage that BuildKit has to run: after the thin layer, if there is one."""
+    layer, _ = analyzer.thin(stage.timeline.index)
+    return layer.end if layer is not None else reuse_point(stage)
+
+
+def way_of(analyzer: Analyzer) -> str:
+    """:returns: ``assemble``, ``thin graft``, ``graft`` or ``build``: how the image of the target is made."""
+    stages = remaining(analyzer)
+    thin = [analyzer.thin(stage.timeline.index)[0] is not None for stage, _ in stages]
+    if all(start == len(stage.timeline.steps) for stage, start in stages) and any(thin):
+        return "assemble"
+    if any(thin):
+        return "thin graft"
+    return "graft" if analyzer.stage(analyzer.target).alignment is not None else "build"
 
 
 def reuse_point(stage: StageReuse) -> int:
@@ -86,7 +106,7 @@ def reuse_point(stage: StageReuse) -> int:
     return cut
 
 
-def _unsettled(stage: StageReuse, cut: int) -> str:
+def _unsettled(stage: StageReuse) -> str:
     """A field of the base's config that the history does not tell and that the rest does not set anew."""
     if stage.alignment is None:
         return ""
@@ -111,10 +131,10 @@ def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
         name = timeline.name or str(timeline.index)
         if stage.alignment is None and stage.base is None and timeline.base != "scratch":
             return _no_ancestor(analyzer, stage)
-        unsettled = _unsettled(stage, cut)
+        unsettled = _unsettled(stage)
         if unsettled:
             return (
-                f"{unsettled} of the base image {timeline.base} is not in the history of {stage.timeline.base}'s children",
+                f"{unsettled} of the base image {timeline.base} is not in its children's history",
                 pull_remedy(timeline.base, timeline.platform),
             )
         for step in timeline.steps[cut:]:
@@ -162,29 +182,41 @@ def _no_ancestor(analyzer: Analyzer, stage: StageReuse) -> Tuple[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def derive(analyzer: Analyzer, created: str) -> Derived:
+def derive(analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, str]) -> Derived:
     """The derived Dockerfile and the grafts it stands on.
 
-    :param created: RFC 3339 time that grafts carry.
+    :param run_time: seconds since the epoch that grafts and thin layers carry.
+    :param folder: where thin layers are written.
+    :param labels: the compose file's ``build.labels``, for a result that is made without a build.
     """
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run_time))
     stages = remaining(analyzer)
     grafts: List[ImageDocument] = []
     tags: Dict[str, str] = {}
     alias = {stage.timeline.index: _alias(stage) for stage, _ in stages}
     blocks: List[str] = []
     for stage, cut in stages:
-        origin = _origin(stage, cut, created, grafts, tags)
+        layer, _ = analyzer.thin(stage.timeline.index)
+        final = stage.timeline.index == analyzer.target and cut == len(stage.timeline.steps)
+        extra = labels if final else {}
+        if layer is not None:
+            grafts.append(thin_document(stage, layer, created, run_time, folder, extra))
+            origin = grafts[-1].ref
+        else:
+            origin = _origin(stage, cut, created, grafts, tags, extra)
         lines = [f"FROM {origin} AS {alias[stage.timeline.index]}"]
         if stage.alignment is not None:
-            lines += _carried_args(stage.alignment.states[cut], analyzer.build.dockerfile.escape)
+            state = layer.state if layer is not None else stage.alignment.states[cut]
+            if _reads_args(stage.timeline.steps[cut:]):
+                lines += _carried_args(state, analyzer.build.dockerfile.escape)
         lines += [_rewritten(step, alias, analyzer, tags) for step in stage.timeline.steps[cut:]]
         blocks.append("\n".join(lines))
     target, cut = next((s, c) for s, c in stages if s.timeline.index == analyzer.target)
-    final = grafts[-1] if cut == len(target.timeline.steps) and target.alignment is not None else None
+    result = grafts[-1] if cut == len(target.timeline.steps) and target.alignment is not None else None
     header = _directives(analyzer)
     metas = [i.raw.rstrip("\n") for i in analyzer.build.dockerfile.meta_args]
     text = "\n".join([*header, *metas, *blocks]) + "\n"
-    return Derived(text, tuple(grafts), tags, alias[analyzer.target], final)
+    return Derived(text, tuple(grafts), tags, alias[analyzer.target], result)
 
 
 def _directives(analyzer: Analyzer) -> List[str]:
@@ -200,10 +232,11 @@ def _alias(stage: StageReuse) -> str:
 
 
 def _origin(
-    stage: StageReuse, cut: int, created: str, grafts: List[ImageDocument], tags: Dict[str, str]
-) -> str:
+    stage: StageReuse, cut: int, created: str, grafts: List[ImageDocument], tags: Dict[str, str],
+    labels: Mapping[str, str],
+) -> str:  # fmt: skip
     if stage.alignment is not None:
-        made = graft_document(stage, cut, created)
+        made = graft_document(stage, cut, created, labels)
         grafts.append(made)
         return made.ref
     if stage.timeline.base == "scratch":
@@ -218,22 +251,57 @@ def _tagged(image: Image, tags: Dict[str, str]) -> str:
     return name
 
 
-def graft_document(stage: StageReuse, cut: int, created: str) -> ImageDocument:
+def graft_document(stage: StageReuse, cut: int, created: str, labels: Mapping[str, str]) -> ImageDocument:
     """The image at the reuse point: the ancestor's layers up to there and the config as BuildKit has it there."""
     alignment = stage.alignment
     assert alignment is not None
     image = alignment.image
     position = alignment.positions[cut]
     layers = sum(1 for entry in image.history[:position] if entry.layer is not None)
-    config: Dict[str, Any] = {
-        key: image.config[key] for key in ("architecture", "os", "variant", "os.version", "author") if key in image.config
-    }
-    state = alignment.states[cut]
-    config["config"] = {k: v for k, v in state.config.items() if v is not None or k in ("Cmd", "Entrypoint", "OnBuild")}
-    config["created"] = created
+    config = _config_of(image, alignment.states[cut], created, labels)
     config["history"] = list(image.config.get("history") or [])[:position]
     digest = sha256(json.dumps([image.id, position, config], sort_keys=True).encode()).split(":")[1][:32]
     return document(f"{REGISTRY}/graft:{digest}", config, image, layers)
+
+
+def thin_document(
+    stage: StageReuse, layer: ThinLayer, created: str, run_time: int, folder: str, labels: Mapping[str, str]
+) -> ImageDocument:
+    """The image with a thin layer on the ancestor's layers: the same bytes for the same ancestor, tree and time."""
+    alignment = stage.alignment
+    assert alignment is not None
+    carried: List[Carried] = []
+    if not layer.empty:
+        path = os.path.join(folder, f"layer-{stage.timeline.index}.tar")
+        with open(path, "wb") as stream:
+            diff_id, size = write_layer(layer, stream, run_time)
+        carried.append(Carried(diff_id, size, path))
+    config = _config_of(alignment.image, layer.state, created, labels)
+    config["history"] = layer.history(list(alignment.image.config.get("history") or []), created)
+    digest = sha256(json.dumps([alignment.image.id, config, [c.diff_id for c in carried]], sort_keys=True).encode())
+    return document(
+        f"{REGISTRY}/graft:{digest.split(':')[1][:32]}", config, alignment.image, layer.kept_layers, carried
+    )
+
+
+def _config_of(image: Image, state: State, created: str, labels: Mapping[str, str]) -> Dict[str, Any]:
+    config: Dict[str, Any] = {
+        key: image.config[key]
+        for key in ("architecture", "os", "variant", "os.version", "author")
+        if key in image.config
+    }
+    if state.author:
+        config["author"] = state.author
+    config["config"] = {k: v for k, v in state.config.items() if v is not None or k in ("Cmd", "Entrypoint", "OnBuild")}
+    if labels:
+        config["config"]["Labels"] = {**(config["config"].get("Labels") or {}), **labels}
+    config["created"] = created
+    return config
+
+
+def _reads_args(steps: Sequence[Step]) -> bool:
+    """Whether an ARG in scope can matter: a RUN sees all of them, anything else only through a ``$``."""
+    return any(step.kind == "run" or "$" in step.instruction.raw for step in steps)
 
 
 def _carried_args(state: State, escape: str) -> List[str]:
@@ -273,4 +341,6 @@ def _names_of(index: int, analyzer: Analyzer) -> Sequence[str]:
 
 def _renamed(raw: str, old: Sequence[str], new: str) -> str:
     pattern = "|".join(re.escape(name) for name in old)
-    return re.sub(rf'(?i)(\bfrom=)(["\']?)(?:{pattern})(?=["\']?(?:[\s,]|$))', lambda m: m.group(1) + m.group(2) + new, raw)
+    return re.sub(
+        rf'(?i)(\bfrom=)(["\']?)(?:{pattern})(?=["\']?(?:[\s,]|$))', lambda m: m.group(1) + m.group(2) + new, raw
+    )

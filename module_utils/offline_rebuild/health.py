@@ -111,8 +111,13 @@ class Events:
     def __init__(self, docker: Docker, project: str) -> None:
         filters = [f"--filter=event={action}" for action in self._ACTIONS]
         self._process: Optional[subprocess.Popen[bytes]] = docker.popen(
-            "events", "--filter=type=container", f"--filter=label={LABEL_PROJECT}={project}", *filters,
-            "--format", "{{.Action}}", stderr=subprocess.DEVNULL,
+            "events",
+            "--filter=type=container",
+            f"--filter=label={LABEL_PROJECT}={project}",
+            *filters,
+            "--format",
+            "{{.Action}}",
+            stderr=subprocess.DEVNULL,
         )
 
     def wait(self, seconds: float) -> None:
@@ -136,7 +141,7 @@ class Events:
             if process.stdout:
                 process.stdout.close()
 
-    def __enter__(self) -> Events:
+    def __enter__(self) -> Events:  # noqa: PYI034 (typing.Self came with Python 3.11)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,6 +166,7 @@ def gate(
     restarts: Optional[Mapping[str, int]] = None,
     events: Optional[Events] = None,
     probe: bool = True,
+    names: Sequence[str] = (),
 ) -> GateResult:
     """Wait until the services are healthy and the checks pass, one has failed for good, or the deadline is over.
 
@@ -168,8 +174,10 @@ def gate(
     :param stable: seconds that a container without a healthcheck must run without a restart.
     :param restarts: container id to its restart count before the swap; a container that is not in it starts from 0.
     :param probe: run a container's own healthcheck while the engine still waits for its first interval.
+    :param names: names that the containers probably have; spares the call that lists them.
     """
     loop = _Gate(docker, project, services, checks, stable, dict(restarts or {}), probe)
+    loop.ids = list(names)
     own = Events(docker, project.name) if events is None else None
     try:
         return loop.run(deadline, events or own)  # type: ignore[arg-type]
@@ -400,8 +408,14 @@ def _command(docker: Docker, project: Project, check: Check, container: str, tim
     argv = [docker.binary, "exec", container, *check.argv] if check.inside else list(check.argv)
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
-            env=docker.env, cwd=project.src, check=False,
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            env=docker.env,
+            cwd=project.src,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return False, f"no end after {timeout:g} s"
@@ -495,8 +509,7 @@ def _container_evidence(docker: Docker, state: ContainerState, lines: int) -> Di
         "id": state.id,
         "image": state.image_id,
         "state": {
-            key: inspected.get(key)
-            for key in ("Status", "ExitCode", "OOMKilled", "Error", "StartedAt", "FinishedAt")
+            key: inspected.get(key) for key in ("Status", "ExitCode", "OOMKilled", "Error", "StartedAt", "FinishedAt")
         },
         "restart_count": state.restart_count,
         "health": state.health,
@@ -504,12 +517,24 @@ def _container_evidence(docker: Docker, state: ContainerState, lines: int) -> Di
             {"exit": e.get("ExitCode"), "start": e.get("Start"), "output": _short(e.get("Output") or "", 1000)}
             for e in health[-3:]
         ],
-        "logs": _text(logs)[-200 * lines:].splitlines()[-lines:],
+        "logs": _text(logs)[-200 * lines :].splitlines()[-lines:],
     }
 
 
-_KEYS = ("name", "service", "url", "status", "body", "header", "headers", "timeout", "inside", "tcp", "command",
-         "validate_certs")
+_KEYS = (
+    "name",
+    "service",
+    "url",
+    "status",
+    "body",
+    "header",
+    "headers",
+    "timeout",
+    "inside",
+    "tcp",
+    "command",
+    "validate_certs",
+)
 
 
 def _parse(index: int, entry: Dict[str, Any], project: Project) -> Check:
@@ -555,10 +580,18 @@ def _parse(index: int, entry: Dict[str, Any], project: Project) -> Check:
         argv = tuple(map(str, raw)) if isinstance(raw, (list, tuple)) else tuple(shlex.split(str(raw)))
         name = str(entry.get("name") or shlex.join(argv))
     return Check(
-        name, kinds[0], target, argv, service, inside, codes, str(entry.get("body") or ""),
+        name,
+        kinds[0],
+        target,
+        argv,
+        service,
+        inside,
+        codes,
+        str(entry.get("body") or ""),
         {str(k): str(v) for k, v in (entry.get("header") or {}).items()},
         {str(k): str(v) for k, v in (entry.get("headers") or {}).items()},
-        timeout, bool(entry.get("validate_certs", True)),
+        timeout,
+        bool(entry.get("validate_certs", True)),
     )
 
 

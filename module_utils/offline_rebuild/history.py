@@ -15,11 +15,15 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Sequence, Tupl
 from .image import HistoryEntry, Image
 from .stage import DEFAULT_PATH, Outcome, Step, join_workdir, set_env, split_env
 
-__all__ = ["UNKNOWN", "config_at", "is_redundant_arg", "matches", "touches"]
+__all__ = ["STEP_COMMENT", "THIN_COMMENT", "UNKNOWN", "config_at", "is_redundant_arg", "matches", "touches"]
 
 NOP = re.compile(r"^(?:/bin/sh -c|cmd /S /C|powershell.*?) #\(nop\) +")
 _SUFFIX = " # buildkit"
 _CLASSIC_COPY = re.compile(r"^(COPY|ADD) (?:--chown=(\S+) )?(?:file|dir|multi):[0-9a-f]+ in (.*?) ?$", re.DOTALL)
+#: Comment of the history entry that a thin layer has; nothing in a Dockerfile stands behind it.
+THIN_COMMENT = "offline-rebuild.thin"
+#: Comment of an entry that stands for an instruction whose files, if any, are in the thin layer.
+STEP_COMMENT = "offline-rebuild.v0"
 _ENV_KEY = re.compile(r"(?:^| )([A-Za-z_][A-Za-z0-9_.\-]*)=")
 
 
@@ -41,17 +45,19 @@ def matches(entry: HistoryEntry, outcome: Outcome, step: Step, workdir: str) -> 
     :param workdir: the working directory before the instruction.
     """
     has_layer = entry.layer is not None
+    if entry.comment == STEP_COMMENT:
+        return entry.created_by in outcome.created_by
     if entry.created_by in outcome.created_by:
         return has_layer == outcome.layer or step.kind == "workdir"
     text = entry.created_by
     classic = NOP.match(text)
     if classic:
-        return _matches_classic(text[classic.end():], outcome, step, workdir)
+        return _matches_classic(text[classic.end() :], outcome, step, workdir)
     if entry.comment.startswith("buildkit"):
         return False
     plain = {form[: -len(_SUFFIX)] for form in outcome.created_by if form.endswith(_SUFFIX)}
     if step.kind == "run":  # the classic builder and buildah leave the bare command
-        return has_layer and any(text == form[len("RUN "):] for form in plain)
+        return has_layer and any(text == form[len("RUN ") :] for form in plain)
     return text == " ".join(step.instruction.text.split()) and has_layer == outcome.layer
 
 
@@ -80,7 +86,7 @@ def is_redundant_arg(entry: HistoryEntry, args: Sequence[Tuple[str, Any]]) -> bo
     """
     if entry.layer is not None or not entry.created_by.startswith("ARG "):
         return False
-    text = entry.created_by[len("ARG "):]
+    text = entry.created_by[len("ARG ") :]
     return any(text == (key if value is None else f"{key}={value}") for key, value in args)
 
 
@@ -104,7 +110,7 @@ def _pairs(text: str) -> Iterator[Tuple[str, Any]]:
     found = list(_ENV_KEY.finditer(text))
     for match in found:
         # Several keys in one entry: where one value ends and the next begins is not certain, values are unquoted.
-        yield match.group(1), (text[match.end():] if len(found) == 1 else UNKNOWN)
+        yield match.group(1), (text[match.end() :] if len(found) == 1 else UNKNOWN)
 
 
 def touches(entry: HistoryEntry) -> List[Touch]:
@@ -113,8 +119,7 @@ def touches(entry: HistoryEntry) -> List[Touch]:
     A value that cannot be told is :data:`UNKNOWN`. Entries of RUN, COPY and ADD touch nothing.
     """
     text = NOP.sub("", entry.created_by)
-    if text.endswith(_SUFFIX):
-        text = text[: -len(_SUFFIX)]
+    text = text.removesuffix(_SUFFIX)
     keyword, _, rest = text.partition(" ")
     if keyword == "ENV":
         return [("Env", key, value) for key, value in _pairs(rest)]
@@ -154,8 +159,8 @@ def _explained(config: Mapping[str, Any], values: Mapping[Tuple[str, str], Any],
     """Whether the history accounts for all that the final config has of a field."""
     if field == "Env":
         for item in config.get("Env") or []:
-            key, value = split_env(item)
-            if ("Env", key) not in values and not (key == "PATH" and value == DEFAULT_PATH):
+            key, text = split_env(item)
+            if ("Env", key) not in values and not (key == "PATH" and text == DEFAULT_PATH):
                 return False
         return True
     if field in _MAPS:

@@ -21,7 +21,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from .errors import OfflineRebuildError
 
-__all__ = ["EMPTY", "IgnoreFile", "IgnorePattern", "WalkState", "clean", "load", "parse"]
+__all__ = ["EMPTY", "ClassicIgnoreFile", "IgnoreFile", "IgnorePattern", "WalkState", "clean", "load", "parse"]
 
 IGNORE_NAME = ".dockerignore"
 IGNORE_SUFFIX = ".dockerignore"
@@ -136,6 +136,28 @@ def _check_syntax(pattern: str) -> None:
 
 
 # --- Go's expression of a pattern, and its translation ----------------------------------------------------------------
+
+
+def _classic_expression(pattern: str) -> str:
+    """Go's expression of a cleaned pattern as moby 20.10 made it: always one, and only ``.`` and ``$`` are escaped."""
+    out, i = ["^"], 1 if pattern.startswith("\ufeff") else 0
+    while i < len(pattern):
+        char, i = pattern[i], i + 1
+        if char == "*" and pattern[i : i + 1] == "*":
+            i += 2 if pattern[i + 1 : i + 2] == "/" else 1
+            out.append("(.*/)?" if i < len(pattern) else ".*")
+        elif char in "*?":
+            out.append("[^/]*" if char == "*" else "[^/]")
+        elif char in ".$":
+            out.append("\\" + char)
+        elif char == "\\":
+            out.append("\\" + pattern[i : i + 1])
+            i += 1
+        else:
+            if char in "+()|{}":
+                raise _BadPatternError(f"'{char}' is an operator to the client of Docker 20.10, which is not supported")
+            out.append(char)
+    return "".join(out) + "$"
 
 
 def _go_expression(pattern: str) -> Tuple[str, str]:
@@ -358,34 +380,34 @@ def _linear(atoms: List[_Atom]) -> Callable[[str], bool]:
     body = [atom for atom in atoms if atom.kind != "assert"]
     if [atom.text for atom in atoms if atom.kind == "assert"] != [r"\A", r"\Z"] or len(body) + 2 != len(atoms):
         raise _BadPatternError("the pattern has too many wildcards beside an anchor")
-    one = [re.compile({"dir": ".", "star": atom.text[:-1]}.get(atom.kind, atom.text)) for atom in body]
-    kinds = [atom.kind for atom in body]
-    steps = list(zip(range(len(body)), kinds, one))
+    singles = [re.compile({"dir": ".", "star": atom.text[:-1]}.get(atom.kind, atom.text)) for atom in body]
+    bits = {kind: sum(1 << i for i, atom in enumerate(body) if atom.kind == kind) for kind in ("char", "star", "dir")}
+    optional, final = bits["star"] | bits["dir"], 1 << len(body)
+    takes: Dict[str, int] = {}  # character to the atoms that take it
 
     def skip(states: int) -> int:
         # What may be empty can be skipped.
-        for i, kind, _one in steps:
-            if kind != "char" and states >> i & 1:
-                states |= 1 << (i + 1)
+        while states != states | (states & optional) << 1:
+            states |= (states & optional) << 1
         return states
 
     def match(path: str) -> bool:
         # states, bit i: the first i atoms are done. inside, bit i: inside the optional directory that is atom i.
         states, inside = skip(1), 0
         for char in path:
-            after = after_inside = 0
-            for i, kind, single in steps:
-                if not (states | inside) >> i & 1 or not single.match(char):
-                    continue
-                if kind == "dir":
-                    after_inside |= 1 << i
-                if kind != "dir" or char == "/":
-                    after |= 1 << (i if kind == "star" else i + 1)
+            mask = takes.get(char)
+            if mask is None:
+                mask = takes[char] = sum(1 << i for i, single in enumerate(singles) if single.match(char))
             # A directory is optional as a whole: only its start can be skipped, not its middle.
-            states, inside = skip(after), after_inside
+            inside = (states | inside) & mask & bits["dir"]
+            states &= mask
+            states = (states & bits["char"]) << 1 | states & bits["star"]
+            if char == "/":
+                states |= inside << 1
+            states = skip(states)
             if not states and not inside:
                 return False
-        return bool(states >> len(body) & 1)
+        return states & final != 0
 
     return match
 
@@ -402,11 +424,11 @@ class IgnorePattern:
 
     __slots__ = ("_match", "exception", "expression", "kind", "line", "python", "text")
 
-    def __init__(self, text: str, exception: bool, line: int) -> None:
+    def __init__(self, text: str, exception: bool, line: int, classic: bool = False) -> None:
         self.text = text
         self.exception = exception
         self.line = line
-        self.kind, self.expression = _go_expression(text)
+        self.kind, self.expression = (REGEXP, _classic_expression(text)) if classic else _go_expression(text)
         self.python: Optional[str] = None
         self._match: Optional[Callable[[str], bool]] = None
         if self.kind == REGEXP:
@@ -598,6 +620,11 @@ class IgnoreFile:
             return True
         return any((text + "/").startswith(path + "/") for text in self._exceptions)
 
+    def enter(self, parent: WalkState, path: str) -> Optional[WalkState]:
+        """The state of a directory that the walk enters (``ignored``: sent only with what is in it), or None."""
+        state = self.step(parent, path)
+        return state if self.enters(state, path) else None
+
     def hides(self, path: str) -> bool:
         """Whether a file that the walk has sent arrives empty.
 
@@ -609,6 +636,45 @@ class IgnoreFile:
 
     def __bool__(self) -> bool:
         return bool(self.patterns)
+
+
+class ClassicIgnoreFile(IgnoreFile):
+    """The rules of the client that is built into the docker CLI up to 20.10 (used where there is no buildx).
+
+    From fsutil ``walker.go`` before 2021 and ``pkg/fileutils`` of moby 20.10: a pattern is held against the path and
+    one parent, that of as many parts as the pattern; an ignored directory that is the beginning of an exception's text
+    is sent as if it were not ignored, and no other is entered; no file arrives empty.
+    """
+
+    def __init__(self, patterns: List[IgnorePattern], file: str = "") -> None:
+        super().__init__(patterns, file)
+        self._sized = [(p.matches, p.exception, p.text.count("/") + 1) for p in patterns]
+        self._exceptions = tuple(p.text + "/" for p in patterns if p.exception)
+        self.may_hide = False
+
+    def ignores(self, path: str) -> bool:
+        """Whether the path is ignored (``Matches``)."""
+        matched = False
+        parts = path.split("/")[:-1]
+        for matches, exception, size in self._sized:
+            if matches(path) or (size <= len(parts) and matches("/".join(parts[:size]))):
+                matched = not exception
+        return matched
+
+    def step(self, parent: WalkState, path: str) -> WalkState:
+        """The state of a path; nothing is inherited."""
+        return WalkState(self.ignores(path), parent.matched)
+
+    def checker(self, state: WalkState, directory: str) -> Callable[[str], bool]:  # noqa: ARG002
+        """:returns: a function of a base name to whether that is ignored."""
+        base = directory + "/" if directory else ""
+        return lambda name: self.ignores(base + name)
+
+    def enter(self, parent: WalkState, path: str) -> Optional[WalkState]:
+        """:returns: the state of a directory that the walk enters and sends, or None."""
+        if self.ignores(path) and not any(text.startswith(path + "/") for text in self._exceptions):
+            return None
+        return WalkState(False, parent.matched)
 
 
 def _grouped(patterns: List[IgnorePattern]) -> Tuple[_Group, ...]:
@@ -658,7 +724,7 @@ def _read_pattern(line: str) -> Optional[str]:
     return sign + text
 
 
-def _compile(text: str, line: int) -> Optional[IgnorePattern]:
+def _compile(text: str, line: int, classic: bool = False) -> Optional[IgnorePattern]:
     """What ``patternmatcher.New`` makes of one pattern of ``ReadAll``.
 
     :raises _BadPatternError: where New, or a match with the pattern, fails.
@@ -673,14 +739,15 @@ def _compile(text: str, line: int) -> Optional[IgnorePattern]:
         if not text:
             raise _BadPatternError("'!' stands alone: it names nothing to take back")
     _check_syntax(text)
-    return IgnorePattern(text, exception, line)
+    return IgnorePattern(text, exception, line, classic)
 
 
-def parse(source: bytes, file: str) -> IgnoreFile:
+def parse(source: bytes, file: str, classic: bool = False) -> IgnoreFile:
     """Read an ignore file.
 
     :param source: its content.
     :param file: its name, for errors.
+    :param classic: apply it as the docker CLI up to 20.10 does by itself, without buildx.
     :raises OfflineRebuildError: ``ignorefile-syntax``, for a pattern that BuildKit refuses. It refuses some of them
         only when a path is held against them; here the pattern is refused at once.
     """
@@ -693,12 +760,12 @@ def parse(source: bytes, file: str) -> IgnoreFile:
         if text is None:
             continue
         try:
-            pattern = _compile(text, number)
+            pattern = _compile(text, number, classic)
         except (_BadPatternError, re.error, OverflowError) as exc:
             raise _error(f"The pattern {_shown(text)} is not valid: {exc}.", file, number) from exc
         if pattern is not None:
             patterns.append(pattern)
-    return IgnoreFile(patterns, file)
+    return ClassicIgnoreFile(patterns, file) if classic else IgnoreFile(patterns, file)
 
 
 def _shown(text: str) -> str:
@@ -711,7 +778,7 @@ def _error(message: str, file: str, line: Optional[int]) -> OfflineRebuildError:
     )
 
 
-def load(context_dir: str, dockerfile: str) -> IgnoreFile:
+def load(context_dir: str, dockerfile: str, classic: bool = False) -> IgnoreFile:
     """Read the ignore file that a build of this context with this Dockerfile uses.
 
     ``<Dockerfile>.dockerignore`` beside the Dockerfile replaces ``.dockerignore`` of the context, even when it is
@@ -720,13 +787,14 @@ def load(context_dir: str, dockerfile: str) -> IgnoreFile:
 
     :param context_dir: the context's directory.
     :param dockerfile: the Dockerfile's path on disk.
+    :param classic: as for :func:`parse`.
     :raises OfflineRebuildError: ``ignorefile-syntax``; ``ignorefile-unreadable``.
     """
     directory, name = os.path.split(os.path.abspath(dockerfile))
     for root, relative in ((directory, name + IGNORE_SUFFIX), (context_dir, IGNORE_NAME)):
         source = _read_inside(root, relative)
         if source is not None:
-            return parse(source, os.path.join(root, relative))
+            return parse(source, os.path.join(root, relative), classic)
     return EMPTY
 
 

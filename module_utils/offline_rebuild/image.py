@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 from .cli import Docker, EngineInfo
 from .errors import OfflineRebuildError
 
-__all__ = ["HistoryEntry", "Image", "ImageStore", "sha256", "normal_ref"]
+__all__ = ["HistoryEntry", "Image", "ImageStore", "normal_ref", "sha256"]
 
 _INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
@@ -37,7 +37,7 @@ def normal_ref(ref: str) -> str:
     """
     for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
         if ref.startswith(prefix):
-            ref = ref[len(prefix):]
+            ref = ref[len(prefix) :]
             break
     if "@" in ref:
         return ref
@@ -199,7 +199,13 @@ class ImageStore:
         if self.info.store == "containerd":
             return self._raw_containerd(image_id, data)
         path = os.path.join(
-            self.info.root, "image", self.info.driver, "imagedb", "content", "sha256", image_id.split(":")[-1]
+            self.info.root,
+            "image",
+            self.info.driver,
+            "imagedb",
+            "content",
+            "sha256",
+            image_id.rsplit(":", maxsplit=1)[-1],
         )
         raw = read_checked(path, image_id)
         return (raw if raw is not None else self._raw_saved(image_id)), None
@@ -247,7 +253,12 @@ class ImageStore:
         with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
             for member in archive:
                 hexes = member.name.split("/")[-1].split(".")[0]
-                if found is None and member.isfile() and hexes == image_id.split(":")[-1] and member.size < 1 << 24:
+                if (
+                    found is None
+                    and member.isfile()
+                    and hexes == image_id.rsplit(":", maxsplit=1)[-1]
+                    and member.size < 1 << 24
+                ):
                     stream = archive.extractfile(member)
                     data = stream.read() if stream else b""
                     found = data if sha256(data) == image_id else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import Dict, Iterable, List, Optional, Pattern, Tuple
+from typing import Dict, Iterable, List, Optional, Pattern, Set, Tuple
 
 from .stage import Step
 
@@ -37,7 +37,7 @@ def go_match(pattern: str) -> Optional[Pattern[str]]:
             out.append(re.escape(pattern[index]))
             index += 1
         elif char == "[":
-            end = pattern.find("]", index + (2 if pattern[index:index + 1] == "^" else 1))
+            end = pattern.find("]", index + (2 if pattern[index : index + 1] == "^" else 1))
             if end < 0:
                 return None
             body = pattern[index:end]
@@ -71,7 +71,7 @@ def select(paths: Dict[str, str], sources: Iterable[str]) -> List[str]:
 
     :param paths: path to type (``file``, ``dir``, ``symlink``, ...) of the whole context.
     """
-    chosen = set()
+    chosen: Set[str] = set()
     for source in sources:
         clean = posixpath.normpath("/" + source).lstrip("/")
         if clean in ("", "."):
@@ -93,7 +93,7 @@ def _through_link(clean: str, paths: Dict[str, str]) -> bool:
     return any(paths.get("/".join(parts[:n])) == "symlink" for n in range(1, len(parts) + 1))
 
 
-def _select_pattern(clean: str, paths: Dict[str, str], chosen: "set[str]") -> bool:
+def _select_pattern(clean: str, paths: Dict[str, str], chosen: Set[str]) -> bool:
     regex = go_match(clean)
     if regex is None:
         return False

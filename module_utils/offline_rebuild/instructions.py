@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
 from .errors import OfflineRebuildError
-from .shellword import Lexer, lower, trim_space, upper
+from .shellword import Lexer, lower, shown, trim_space, upper
 
 __all__ = [
     "HealthcheckSpec", "Heredoc", "Instruction", "Mount", "Node", "expand", "expandable", "instruction_of",
@@ -214,7 +214,7 @@ class Instruction:
 
 def syntax_error(message: str, file: str, line: int) -> OfflineRebuildError:
     """:returns: the error for a Dockerfile that BuildKit would refuse."""
-    return OfflineRebuildError("dockerfile-syntax", message, "Correct the Dockerfile at this line.", file, line)
+    return OfflineRebuildError("dockerfile-syntax", shown(message), "Correct the Dockerfile at this line.", file, line)
 
 
 def parse_heredoc(word: str) -> Optional[Heredoc]:
@@ -231,7 +231,7 @@ def parse_heredoc(word: str) -> Optional[Heredoc]:
         return None
     raw = Lexer(skip_unset=True, raw_quotes=True).process_words(name, {})
     if len(raw) != 1:
-        raise OfflineRebuildError("dockerfile-expansion", f"unclear name of a heredoc: {name!r}")
+        raise OfflineRebuildError("dockerfile-expansion", f"unclear name of a heredoc: {shown(name)}")
     digits = found.group(1).lstrip("0")
     fd = _MAX_UINT if len(digits) > 20 else min(int(digits or "0"), _MAX_UINT)
     return Heredoc(words[0], expand=_quotes(words[0]) == _quotes(raw[0]), chomp=bool(found.group(2)), fd=fd)
@@ -407,9 +407,7 @@ def _from(draft: _Draft) -> Instruction:
     words = draft.words
     if len(words) == 3 and len(words[1]) == 2 and words[1].casefold() == "as":
         if not _STAGE_NAME.fullmatch(lower(words[2])):
-            draft.fail(
-                f"invalid name for build stage: {words[2]!r}, name can't start with a number or contain symbols"
-            )
+            draft.fail(f"invalid name for build stage: {words[2]!r}, name can't start with a number or contain symbols")
     elif len(words) != 1:
         draft.fail("FROM requires either one or three arguments")
     draft.check_flags()

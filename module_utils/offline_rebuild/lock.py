@@ -72,7 +72,7 @@ class Lock:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.guard.close()
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> Lock:  # noqa: PYI034 (typing.Self came with Python 3.11)
         return self
 
     def __exit__(
@@ -86,10 +86,11 @@ def _flock(guard: IO[bytes], folder: str, wait: float) -> None:
     while True:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
+        else:
+            return
         owner = _read(folder)
         if owner is not None and _alive(owner):
             raise _locked(folder, owner)
@@ -176,9 +177,11 @@ def _boot_id() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """:returns: field 22 of /proc/PID/stat (proc(5): starttime, clock ticks since boot), ``""`` if there is none."""
+    """:returns: field 22 of /proc/PID/stat (proc(5): starttime, clock ticks since boot), ``""`` if there is no such
+    process or it only waits to be reaped."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-            return stream.read().rsplit(")", 1)[1].split()[19]
+            fields = stream.read().rsplit(")", 1)[1].split()
+            return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""

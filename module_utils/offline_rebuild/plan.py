@@ -145,7 +145,7 @@ class Plan:
 
 def short(image_id: str) -> str:
     """``sha256:0123456789abcdef...`` -> ``0123456789ab``; nothing -> ``none``."""
-    return image_id.split(":")[-1][:12] if image_id else "none"
+    return image_id.rsplit(":", maxsplit=1)[-1][:12] if image_id else "none"
 
 
 def describe(service: ServicePlan) -> List[str]:
@@ -154,7 +154,8 @@ def describe(service: ServicePlan) -> List[str]:
     lines += [f"  reason: {reason}" for reason in service.reasons]
     lines += [
         f"  file: {change.path} ({', '.join((change.kind,) + change.what)}"
-        + (f"; {change.note}" if change.note else "") + ")"
+        + (f"; {change.note}" if change.note else "")
+        + ")"
         for change in service.files
     ]
     if service.start is not None:

@@ -10,14 +10,14 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from typing import AbstractSet, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import AbstractSet, Any, Dict, List, Mapping, Optional, Tuple
 
 from . import compose, graft
 from .ancestry import align
 from .cli import CommandFailed, Docker
 from .compose import Build, Project, Service
 from .context import Context, diff
-from .derive import blocked_reason, derive, remaining
+from .derive import blocked_reason, derive, remaining, way_of
 from .dockerfile import parse
 from .errors import OfflineRebuildError
 from .ignorefile import load as load_ignore
@@ -39,6 +39,7 @@ class Settings:
     :param evidence: the least evidence accepted: ``recorded``, ``observed`` or ``assumed``.
     :param may_write: whether caches under ``state_dir`` may be written (not in check mode).
     :param run_time: seconds since the epoch, given once by the controller for all hosts.
+    :param thin_layers: whether thin layers may be used (tests switch them off to force the graft).
     """
 
     state_dir: str
@@ -46,6 +47,7 @@ class Settings:
     evidence: str = "assumed"
     may_write: bool = False
     run_time: int = 0
+    thin_layers: bool = True
 
 
 class Planner:
@@ -64,6 +66,7 @@ class Planner:
         self._readers: Dict[str, LayerReader] = {}
         self._analyzers: Dict[str, Analyzer] = {}
         self._contexts: Dict[Tuple[str, str], Context] = {}
+        self.run_time = settings.run_time or int(time.time())
         self._made: Dict[Tuple[Any, ...], str] = {}
 
     # -- plan ---------------------------------------------------------------------------------------------------------
@@ -119,7 +122,13 @@ class Planner:
             stages=stages,
         )
         found = target.alignment.image if target.alignment else None
-        if target.whole and found is not None and found.id == before and target.alignment.whole:
+        if (
+            target.alignment is not None
+            and target.whole
+            and found is not None
+            and found.id == before
+            and target.alignment.whole
+        ):
             missing = self._missing_labels(service.build, found)
             if not missing:
                 return common
@@ -127,26 +136,23 @@ class Planner:
         reason, remedy = blocked_reason(analyzer)
         if reason:
             return replace(common, action="blocked", reasons=(reason, f"remedy: {remedy}"))
-        way = "graft" if target.alignment is not None else "build"
+        way = way_of(analyzer)
         if not reasons:
             reasons = (f"{found.name if found else service.image} holds this tree, {service.image} is another image",)
         return replace(common, action="rebuild", way=way, reasons=reasons)
 
-    def _first_change(
-        self, analyzer: Analyzer
-    ) -> Tuple[Optional[Start], str, Tuple[str, ...], Tuple[Any, ...]]:
+    def _first_change(self, analyzer: Analyzer) -> Tuple[Optional[Start], str, Tuple[str, ...], Tuple[Any, ...]]:
         """Where the build starts: the first instruction, in the order of the stages, that has to run."""
         name = os.path.relpath(analyzer.build.dockerfile.file, self.project.src)
-        for stage, cut in remaining(analyzer):
-            if cut < len(stage.timeline.steps):
-                step = stage.timeline.steps[cut]
+        for stage, _ in remaining(analyzer):
+            step = stage.start
+            if step is not None:
                 reason = stage.reason or "it follows a change"
-                return (
-                    Start(step.instruction.line, step.title),
-                    name,
-                    (f"{name}:{step.instruction.line} {step.title}: {reason}",),
-                    stage.changes,
-                )
+                said = [f"{name}:{step.instruction.line} {step.title}: {reason}"]
+                _, why_not = analyzer.thin(stage.timeline.index)
+                if why_not:
+                    said.append(f"no thin layer: {why_not}")
+                return Start(step.instruction.line, step.title), name, tuple(said), stage.changes
         return None, name, (), ()
 
     @staticmethod
@@ -180,6 +186,7 @@ class Planner:
             self.reader,
             preferred=(service.image,),
             least=self.settings.evidence,
+            thin_layers=self.settings.thin_layers,
         )
 
     @staticmethod
@@ -238,7 +245,13 @@ class Planner:
         analyzer = self.analyzer(service)
         build = service.build
         assert build is not None
-        key = (build.context, build.dockerfile, build.target, tuple(sorted(analyzer.build.args.items())), tuple(sorted(build.labels.items())))
+        key = (
+            build.context,
+            build.dockerfile,
+            build.target,
+            tuple(sorted(analyzer.build.args.items())),
+            tuple(sorted(build.labels.items())),
+        )
         if key not in self._made:
             image_id = self._make(service, analyzer)
             self._record(analyzer, image_id)
@@ -252,13 +265,13 @@ class Planner:
         if target.whole and target.alignment is not None and target.alignment.whole:
             if not self._missing_labels(build, target.alignment.image):
                 return target.alignment.image.id
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.settings.run_time or time.time()))
-        derived = derive(analyzer, created)
-        for image in derived.grafts:
-            graft.load(self.store, image)
+        with tempfile.TemporaryDirectory(prefix="offline-rebuild-") as folder:
+            derived = derive(analyzer, self.run_time, folder, build.labels)
+            for image in derived.grafts:
+                graft.load(self.store, image)
         for name, image_id in derived.tags.items():
             self.docker.run("tag", image_id, name)
-        if derived.final is not None and not build.labels:
+        if derived.final is not None:
             return derived.final.id
         name = f"{graft.REGISTRY}/build:{self.project.name}-{service.name}".lower()
         self._run_build(service, analyzer, derived.text, derived.target, name)
@@ -324,9 +337,13 @@ class Planner:
         :returns: whether a record was written.
         """
         boundary = stage.alignment.boundary if stage.alignment else None
-        found = align(image, stage.timeline, analyzer.build, analyzer.outer, stage.base, boundary)
+        found = align(image, stage.timeline, analyzer.build, analyzer.outer, stage.base, boundary, True)
         if found is None or found.matched != len(stage.timeline.steps) or not found.whole:
             return False
+        positions = list(found.positions)
+        layer, _ = analyzer.thin(stage.timeline.index)
+        if layer is not None:  # one layer for several instructions: there is no cut between them
+            positions[layer.start + 1 : layer.end] = [-1] * (layer.end - layer.start - 1)
         keys, manifests = analyzer.keys(stage.timeline.index)
         stored: Dict[str, str] = {}
         for place, manifest in manifests.items():
@@ -342,7 +359,7 @@ class Planner:
                 base=stage.timeline.base,
                 base_id=stage.base.id if stage.base else "",
                 boundary=found.boundary,
-                positions=found.positions,
+                positions=tuple(positions),
                 keys=keys,
                 texts=tuple(canonical(step.instruction) for step in stage.timeline.steps),
                 manifests=stored,

@@ -67,7 +67,7 @@ class RecordStore:
         self._cache: Dict[str, Tuple[StageRecord, ...]] = {}
 
     def _path(self, image_id: str) -> str:
-        return os.path.join(self.directory, "records", image_id.split(":")[-1] + ".json")
+        return os.path.join(self.directory, "records", image_id.rsplit(":", maxsplit=1)[-1] + ".json")
 
     def of(self, image_id: str, config_digest: str) -> Tuple[StageRecord, ...]:
         """:returns: the stage records of an image, ``()`` if there are none that are sound."""
@@ -120,7 +120,7 @@ class RecordStore:
 
     def manifest_path(self, digest: str) -> str:
         """:returns: where the manifest with this digest lies."""
-        return os.path.join(self.directory, "manifests", digest.split(":")[-1] + ".json")
+        return os.path.join(self.directory, "manifests", digest.rsplit(":", maxsplit=1)[-1] + ".json")
 
     def manifest(self, digest: Optional[str]) -> Optional[str]:
         """:returns: the stored manifest, ``None`` if it is not there."""

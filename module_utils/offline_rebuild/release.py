@@ -122,22 +122,31 @@ class Journal:
             seconds = _id_seconds(last)
             wanted = _release_id(seconds + 1, self.project, change_id)
         return Release(
-            wanted, self.project, src, started=round(time.time(), 3), run_time=run_time, change_id=change_id,
+            wanted,
+            self.project,
+            src,
+            started=round(time.time(), 3),
+            run_time=run_time,
+            change_id=change_id,
             operator=operator,
         )
 
     def write(self, release: Release) -> None:
         """Write the release to the disk, whole or not at all.
 
+        States whose loss in a power failure changes nothing in what recovery does are not waited for: without
+        ``making`` there is nothing to recover, and ``gating`` is recovered as ``swapping`` is.
+
         :raises OfflineRebuildError: ``journal-write``: no space, read-only, no permission.
         """
         data = release.to_dict()
         data.update({key: mask(data[key], self.secrets) for key in _FREE_TEXT})
-        self._replace(release.id + ".json", json.dumps(data, indent=1).encode("utf-8"))
+        durable = release.state not in ("planning", "making", "gating")
+        self._replace(release.id + ".json", json.dumps(data, indent=1).encode("utf-8"), durable)
 
     def write_rendered(self, release: Release, model: bytes) -> None:
         """Keep the rendered project that the release runs with."""
-        self._replace(release.id + ".compose.json", model)
+        self._replace(release.id + ".compose.json", model, durable=False)
 
     def rendered(self) -> List[str]:
         """:returns: the kept rendered projects, newest first (paths)."""
@@ -145,7 +154,7 @@ class Journal:
         return [os.path.join(self.folder, name) for name in names]
 
     def audit(self, event: str, release: str = "", **fields: Any) -> None:
-        """Append one line. The caller decides what an event is; a full disk is an error here too."""
+        """Append one line; it is on the disk at the latest when a release ends."""
         line = {"time": round(time.time(), 3), "event": event, "project": self.project, "release": release}
         data = (json.dumps({**line, **mask(fields, self.secrets)}) + "\n").encode("utf-8")
         try:
@@ -153,7 +162,8 @@ class Journal:
             fd = os.open(os.path.join(self.state_dir, "audit.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 os.write(fd, data)
-                os.fdatasync(fd)
+                if event in FINISHED:
+                    os.fdatasync(fd)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -196,10 +206,9 @@ class Journal:
     def remove(self, release_id: str) -> None:
         """Remove the release's files; it need not exist."""
         for suffix in (".json", ".compose.json", ".up.log", ".json.damaged"):
-            try:
-                os.unlink(os.path.join(self.folder, release_id + suffix))
-            except FileNotFoundError:
-                pass
+            path = os.path.join(self.folder, release_id + suffix)
+            if os.path.lexists(path):
+                os.unlink(path)
 
     def put_aside(self, release_id: str) -> str:
         """Rename a damaged release so that it is no longer read. :returns: its new path."""
@@ -219,7 +228,7 @@ class Journal:
         except FileNotFoundError:
             return []
 
-    def _replace(self, name: str, data: bytes) -> None:
+    def _replace(self, name: str, data: bytes, durable: bool) -> None:
         path = os.path.join(self.folder, name)
         temporary = path + ".tmp"
         try:
@@ -228,11 +237,14 @@ class Journal:
             try:
                 view = memoryview(data)
                 while view:
-                    view = view[os.write(fd, view):]
-                os.fsync(fd)
+                    view = view[os.write(fd, view) :]
+                if durable:
+                    os.fsync(fd)
             finally:
                 os.close(fd)
             os.replace(temporary, path)
+            if not durable:
+                return
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
@@ -254,17 +266,22 @@ class Retention:
 def retention(releases: Sequence[Release], keep: int, in_use: Set[str]) -> Retention:
     """What is to be removed so that ``keep`` finished releases stay.
 
-    A release stays beyond that as long as the image that it would go back to is in use (``in_use``: ids of images that
-    a container uses or a service's name stands for), and unfinished ones always do.
+    Releases that ended before they touched anything are not counted, and go with the counted one that follows them. A
+    release stays beyond ``keep`` as long as the image that it would go back to is in use (``in_use``: ids of images
+    that a container uses or a service's name stands for), and unfinished ones always do.
     """
-    finished = sorted((r for r in releases if r.state in FINISHED), key=lambda r: r.id)
-    old = finished[: max(0, len(finished) - max(1, keep))]
+    old: List[Release] = []
+    counted = 0
+    for release in sorted((r for r in releases if r.state in FINISHED), key=lambda r: r.id, reverse=True):
+        if counted >= max(1, keep):
+            old.append(release)
+        counted += bool(release.swapped)
     drop = [r for r in old if not any(s.before in in_use and s.kept_as for s in r.services.values())]
     gone = {r.id for r in drop}
     kept_ids = {i for r in releases if r.id not in gone for s in r.services.values() for i in (s.before, s.after)}
     refs = [s.kept_as for r in drop for s in r.services.values() if s.kept_as]
     ids = {i for r in drop for s in r.services.values() for i in (s.before, s.after)} - kept_ids - in_use - {""}
-    return Retention(tuple(r.id for r in drop), tuple(sorted(set(refs))), tuple(sorted(ids)))
+    return Retention(tuple(sorted(gone)), tuple(sorted(set(refs))), tuple(sorted(ids)))
 
 
 def secrets_of(model: Any) -> List[str]:

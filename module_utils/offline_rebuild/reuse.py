@@ -15,13 +15,26 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from .ancestry import Alignment, align
 from .context import Context, Manifest, diff
 from .copyset import compare, copy_set
+from .dockerfile import Instruction
 from .errors import OfflineRebuildError
+from .history import STEP_COMMENT, THIN_COMMENT
 from .image import Image, ImageStore
 from .inputs import select, sources_of
 from .layers import LayerReader
 from .plan import FileChange, StagePlan, Start
 from .records import RecordStore, StageRecord
-from .stage import BuildInput, Step, Timeline, canonical, global_args, target_index, timelines, with_base_triggers
+from .stage import (
+    BuildInput,
+    Step,
+    Timeline,
+    canonical,
+    dispatch,
+    global_args,
+    target_index,
+    timelines,
+    with_base_triggers,
+)
+from .thin import ThinLayer, Unsuited, plan_layer
 from .trees import ImageTree
 
 __all__ = ["Analyzer", "StageReuse", "weakest"]
@@ -96,6 +109,7 @@ class Analyzer:
     :param reader: makes a :class:`LayerReader` for an image.
     :param preferred: ids or names of images to prefer among equals (the one that the service's name stands for).
     :param least: the least evidence that is accepted.
+    :param thin_layers: whether thin layers may be used; without them every change goes by graft.
     """
 
     def __init__(
@@ -107,6 +121,7 @@ class Analyzer:
         reader: Callable[[Image], LayerReader],
         preferred: Sequence[str] = (),
         least: str = "assumed",
+        thin_layers: bool = True,
     ) -> None:
         self.build = build
         self.context = context
@@ -115,6 +130,7 @@ class Analyzer:
         self.reader = reader
         self.preferred = tuple(preferred)
         self.least = least
+        self.thin_layers = thin_layers
         self.outer = global_args(build)
         self.timelines: Tuple[Timeline, ...] = tuple(self._complete(t) for t in timelines(build))
         self.target = target_index(build)
@@ -122,6 +138,7 @@ class Analyzer:
         self._keys: Dict[int, Tuple[Tuple[str, ...], Dict[int, Manifest]]] = {}
         self._verdicts: Dict[Tuple[Any, ...], Verdict] = {}
         self._manifests: Dict[Tuple[str, ...], Manifest] = {}
+        self._thin: Dict[int, Tuple[Optional[ThinLayer], str]] = {}
 
     def _complete(self, timeline: Timeline) -> Timeline:
         base = self.base_of(timeline)
@@ -201,22 +218,31 @@ class Analyzer:
     def _judge(self, index: int) -> StageReuse:
         timeline = self.timelines[index]
         base = self.base_of(timeline)
-        nothing = StageReuse(timeline, None, 0, "no image on this host holds its beginning", "", (), (), base)
-        best = nothing
+        best = StageReuse(timeline, None, 0, "no image on this host holds its beginning", "", (), (), base)
         for candidate in self._candidates(timeline, base):
-            limit = candidate.alignment.matched if candidate.alignment else 0
-            if best.alignment is not None and limit <= best.proven:
+            assert candidate.alignment is not None
+            if best.alignment is not None and candidate.alignment.matched < best.proven:
                 break
             judged = self._prove(candidate)
-            if judged.alignment is not None and (best.alignment is None or judged.proven > best.proven):
+            if judged.alignment is None:
+                best = judged if best.alignment is None else best
+            elif best.alignment is None or self._worth(judged) > self._worth(best):
                 best = judged
-            if best.whole:
-                break
-        keys, manifests = self._known_keys(index)
+        keys, manifests = self.keys(index)
         return replace(best, keys=keys, manifests=manifests)
 
-    def _known_keys(self, index: int) -> Tuple[Tuple[str, ...], Dict[int, Manifest]]:
-        return self.keys(index)
+    def _worth(self, judged: StageReuse) -> Tuple[int, bool, bool, bool]:
+        """The more is proven the better; then an image that is just this; then the current one; then an imported one.
+
+        An imported ancestor is better than what was made here, so that layers do not pile up (DESIGN.md, fact 10).
+        """
+        alignment = judged.alignment
+        assert alignment is not None
+        exact = judged.whole and alignment.whole
+        return (judged.proven, exact, exact and self._is_preferred(alignment.image), not made_here(alignment.image))
+
+    def _is_preferred(self, image: Image) -> bool:
+        return bool((set(image.refs) | {image.id}) & set(self.preferred))
 
     def _candidates(self, timeline: Timeline, base: Optional[Image]) -> List[StageReuse]:
         found: List[StageReuse] = []
@@ -226,17 +252,18 @@ class Analyzer:
             if not same_platform(image.platform, timeline.platform):
                 continue
             record = self._record(image, timeline)
-            alignment = align(image, timeline, self.build, self.outer, base, record.boundary if record else None)
+            boundary = record.boundary if record else None
+            alignment = align(image, timeline, self.build, self.outer, base, boundary, record is not None)
             if alignment is not None:
                 found.append(StageReuse(timeline, alignment, 0, "", "", (), (), base))
         found.sort(key=self._rank)
         return found
 
-    def _rank(self, candidate: StageReuse) -> Tuple[int, int, int]:
+    def _rank(self, candidate: StageReuse) -> Tuple[int, bool, bool, str]:
         alignment = candidate.alignment
         assert alignment is not None
-        names = set(alignment.image.refs) | {alignment.image.id}
-        return (-alignment.matched, 0 if names & set(self.preferred) else 1, 0 if alignment.whole else 1)
+        image = alignment.image
+        return (-alignment.matched, made_here(image), not self._is_preferred(image), image.id)
 
     def _record(self, image: Image, timeline: Timeline) -> Optional[StageRecord]:
         """The record that fits a stage best: same base name, most keys in common."""
@@ -248,6 +275,55 @@ class Analyzer:
             if max(common, texts) > most:
                 best, most = record, max(common, texts)
         return best if best is not None and (most > 0 or best.base == timeline.base) else None
+
+    def thin(self, index: int) -> Tuple[Optional[ThinLayer], str]:
+        """:returns: the thin layer for what follows a stage's reuse point, or why there is none."""
+        if index not in self._thin:
+            self._thin[index] = self._plan_thin(self.stage(index))
+        return self._thin[index]
+
+    def _plan_thin(self, stage: StageReuse) -> Tuple[Optional[ThinLayer], str]:
+        alignment, steps = stage.alignment, stage.timeline.steps
+        if alignment is None or stage.proven >= len(steps) or not self.thin_layers:
+            return None, ""
+        try:
+            layer = plan_layer(
+                alignment,
+                steps,
+                stage.proven,
+                self.reader(alignment.image),
+                self._source_of,
+                lambda state, step: dispatch(state, step, self.build, self.outer),
+                self.build.dockerfile.file,
+            )
+            rest = {step.instruction.keyword for step in steps[layer.end :]}
+            if "ENTRYPOINT" in rest and layer.state.cmd_set:
+                raise Unsuited("an ENTRYPOINT after a RUN would reset the CMD before it")
+        except Unsuited as reason:
+            return None, str(reason)
+        return layer, ""
+
+    def _source_of(self, step: Step, expanded: Instruction) -> Any:
+        """Where a COPY takes its files from, for a thin layer."""
+        if step.kind == "context":
+            return self.context
+        if step.kind == "stage":
+            source = self.stage(step.source)
+            if not source.whole or source.alignment is None or min(source.alignment.positions) < 0:
+                raise Unsuited(f"stage {self.timelines[step.source].name or step.source} has to be built")
+            image: Optional[Image] = source.alignment.image
+        else:
+            image = self.store.find(step.source)
+        if image is None:
+            raise Unsuited(f"the image {step.source} is not on this host")
+        upto = len(image.diff_ids) if step.kind == "image" else self._layers_of(self.stage(step.source))
+        return ImageTree(self.reader(image), upto - 1, expanded.sources)
+
+    @staticmethod
+    def _layers_of(stage: StageReuse) -> int:
+        assert stage.alignment is not None
+        history = stage.alignment.image.history[: stage.alignment.positions[-1]]
+        return sum(1 for entry in history if entry.layer is not None)
 
     # -- evidence -----------------------------------------------------------------------------------------------------
 
@@ -281,7 +357,12 @@ class Analyzer:
         else:
             reason = self._text_reason(alignment, timeline)
         return replace(
-            candidate, proven=proven, reason=reason, evidence=evidence, assumed=tuple(assumed), changes=changes
+            candidate,
+            proven=proven,
+            reason=reason,
+            evidence=evidence,
+            assumed=tuple(dict.fromkeys(assumed)),
+            changes=changes,
         )
 
     def _refused(self, candidate: StageReuse, evidence: str, assumed: Sequence[str]) -> StageReuse:
@@ -310,13 +391,22 @@ class Analyzer:
         if record.base != timeline.base:
             return replace(candidate, alignment=None, reason=f"FROM was {record.base} and is {timeline.base}")
         keys, manifests = self.keys(timeline.index)
-        proven = min(_common(record.keys, keys), alignment.matched)
-        if alignment.positions[: proven + 1] != record.positions[: proven + 1]:
+        proven = min(_common(record.keys, keys), alignment.matched, len(record.positions) - 1)
+        pairs = list(zip(alignment.positions, record.positions))
+        if any(b not in (a, -1) for a, b in pairs[: proven + 1]):
             return replace(candidate, alignment=None, reason="the record does not fit the image's history")
-        reason, changes = "", ()
+        # Inside a thin layer the image cannot be cut: -1 there.
+        alignment = replace(alignment, positions=tuple(b if b < 0 else a for a, b in pairs))
+        differs = proven
+        while alignment.positions[proven] < 0:
+            proven -= 1
+        reason = ""
+        changes: Tuple[FileChange, ...] = ()
         if proven < len(timeline.steps):
-            reason, changes = self._recorded_reason(record, timeline, manifests, proven, alignment)
-        return replace(candidate, proven=proven, reason=reason, evidence="recorded", changes=changes)
+            reason, changes = self._recorded_reason(record, timeline, manifests, differs, alignment)
+        return replace(
+            candidate, alignment=alignment, proven=proven, reason=reason, evidence="recorded", changes=changes
+        )
 
     def _recorded_reason(
         self, record: StageRecord, timeline: Timeline, manifests: Mapping[int, Manifest], place: int, found: Alignment
@@ -359,9 +449,8 @@ class Analyzer:
             source = self.stage(step.source)
             if not source.whole or source.alignment is None:
                 return Verdict(f"stage {name} is not wholly inside an image of this host: {self._why_not(source)}")
-            image: Optional[Image] = source.alignment.image
-            upto = sum(1 for e in image.history[: source.alignment.positions[-1]] if e.layer is not None)
-            verdict = self._compare(alignment, place, self._tree(image, upto - 1, alignment, place), name)
+            tree = self._tree(source.alignment.image, self._layers_of(source) - 1, alignment, place)
+            verdict = self._compare(alignment, place, tree, name)
             return replace(
                 verdict, evidence=weakest(verdict.evidence, source.evidence), assumed=verdict.assumed + source.assumed
             )
@@ -422,6 +511,11 @@ class Analyzer:
         if not changes:
             return Verdict()
         return Verdict(_files_reason(changes, origin), changes=changes)
+
+
+def made_here(image: Image) -> bool:
+    """:returns: whether a thin layer or our own history entries are in the image."""
+    return any(entry.comment in (STEP_COMMENT, THIN_COMMENT) for entry in image.history)
 
 
 def selection(whole: Manifest, sources: Sequence[str]) -> Manifest:

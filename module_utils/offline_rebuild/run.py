@@ -80,6 +80,11 @@ class Outcome:
                 result[name] = value
         if self.plan is not None:
             result["plan"] = self.plan.to_dict()
+        if self.failed:  # Ansible prints all of a failed result: the message must not drown; the journal has the rest
+            result.pop("plan", None)
+            result.pop("timings")
+            if self.release is not None:
+                result["release"] = {key: self.release[key] for key in ("id", "state", "note")}
         return result
 
 
@@ -102,14 +107,14 @@ def _execute(request: Request) -> Outcome:
         raise OfflineRebuildError(
             "project-missing",
             "the project folder does not exist",
-            "set offline_rebuild_project_src to the source tree on this host, or offline_rebuild_project_push to send one",
+            "set offline_rebuild_project_src to the tree on this host, or offline_rebuild_project_push to send one",
             file=request.project_src,
         )
     info = docker.require()
     project = open_project(docker, request)
     planner = Planner(docker, project, settings_of(request), set(request.services))
     if request.action == "prime":
-        return _prime(request, planner)
+        return _prime(planner)
     if request.check:
         plan = planner.plan()
         if plan.changed and not plan.blocked:
@@ -167,7 +172,7 @@ def _carry_out(request: Request, docker: Docker, planner: Planner, clock: float)
     document = release.to_dict()
     if release.state != "done":
         message = f"{release.state}: {release.note}"
-        return Outcome(release.state != "rolled_back", message, True, plans[-1], document, timings=timings)
+        return Outcome(True, message, True, plans[-1], document, timings=timings)
     return Outcome(True, _summary(plans[-1]), plan=plans[-1], release=document, timings=timings)
 
 
@@ -209,10 +214,8 @@ def settings_of(request: Request) -> Settings:
     )
 
 
-def _prime(request: Request, planner: Planner) -> Outcome:
-    primed = [
-        {"service": name, "recorded": written, "reason": why} for name, written, why in planner.prime()
-    ]
+def _prime(planner: Planner) -> Outcome:
+    primed = [{"service": name, "recorded": written, "reason": why} for name, written, why in planner.prime()]
     changed = any(item["recorded"] for item in primed)
     differ = [f"{item['service']} ({item['reason']})" for item in primed if item["reason"]]
     msg = "recorded" if changed else "already recorded"

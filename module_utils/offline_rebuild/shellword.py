@@ -7,11 +7,11 @@ runes, a byte that is not UTF-8 becomes U+FFFD, as it does there.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, FrozenSet, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, FrozenSet, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from .errors import OfflineRebuildError
 
-__all__ = ["SPACE", "Lexer", "WordResult", "is_space", "lower", "runes", "trim_space", "upper"]
+__all__ = ["SPACE", "Lexer", "WordResult", "is_space", "lower", "runes", "shown", "trim_space", "upper"]
 
 #: What Go's unicode.IsSpace accepts (str.isspace also takes U+001C to U+001F).
 SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -20,8 +20,8 @@ _SPACES = frozenset(SPACE)
 _SPECIAL = frozenset("@*#?-$!0")
 #: Bounds of ours, far above any real file: nesting of ``${``, characters of one result, steps of one pattern search.
 MAX_DEPTH = 100
-MAX_RESULT = 16 * 1024 * 1024
-MAX_STEPS = 2_000_000
+MAX_RESULT = 8 * 1024 * 1024
+MAX_STEPS = 500_000
 
 _SURROGATES: Dict[int, str] = dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
@@ -39,6 +39,12 @@ def trim_space(text: str) -> str:
 def runes(text: str) -> str:
     """:returns: ``text`` as Go sees it rune by rune: what is not UTF-8 is U+FFFD."""
     return text if text.isascii() else text.translate(_SURROGATES)
+
+
+def shown(text: str, longest: int = 300) -> str:
+    """:returns: ``text`` fit for a message: one line, short, valid UTF-8."""
+    text = runes(text if len(text) <= longest else text[: longest - 3] + "...")
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def lower(text: str) -> str:
@@ -113,10 +119,17 @@ class Lexer:
 class _Words:
     """Collects words (lex.go, wordsStruct). ``buffer`` is shared by all levels of one run, as it is in BuildKit."""
 
-    def __init__(self, buffer: List[str]) -> None:
+    def __init__(self, buffer: List[str], wanted: bool) -> None:
         self.buffer = buffer
+        self.wanted = wanted
         self.done: List[str] = []
         self.inside = False
+
+    def add_all(self, text: str) -> None:
+        """Add what a variable gave; its blanks split."""
+        if self.wanted:
+            for char in runes(text):
+                self.add(char)
 
     def add(self, char: str) -> None:
         if not is_space(char):
@@ -155,17 +168,18 @@ class _Run:
         self.unmatched: Set[str] = set()
         self.depth = 0
         self.size = 0
+        self.splitting = False
 
     def word(self) -> WordResult:
         result, _ = self.until("", self.raw_escapes)
         return WordResult(result, frozenset(self.matched), frozenset(self.unmatched))
 
     def words(self) -> List[str]:
+        self.splitting = True
         return self.until("", self.raw_escapes)[1]
 
     def fail(self, message: str) -> OfflineRebuildError:
-        shown = self.source if len(self.source) <= 120 else self.source[:117] + "..."
-        return OfflineRebuildError("dockerfile-expansion", f"cannot expand {runes(shown)!r}: {message}")
+        return OfflineRebuildError("dockerfile-expansion", f"cannot expand {shown(self.source, 120)}: {shown(message)}")
 
     def peek(self) -> str:
         """The next character, ``""`` at the end."""
@@ -198,7 +212,7 @@ class _Run:
     def _until(self, stop: str) -> Tuple[str, List[str]]:
         result: List[str] = []
         self.buffer.clear()
-        words = _Words(self.buffer)
+        words = _Words(self.buffer, self.splitting)
         while True:
             char = self.peek()
             if not char:
@@ -214,8 +228,7 @@ class _Run:
     def _one(self, char: str, result: List[str], words: _Words) -> None:
         if char == "$":
             text = self.dollar()
-            for value_char in runes(text):
-                words.add(value_char)
+            words.add_all(text)
         elif char == "<":
             text = self.heredoc_start()
             words.add_raw(text)
@@ -390,10 +403,10 @@ class _Run:
         if value is None and self.lexer.skip_unset:
             return "${" + f"{name}/{pattern}/{replacement}" + "}"
         try:
-            tokens = _pattern(pattern)
+            matcher = _Matcher(pattern, value or "", greedy=True)
             if every:
-                return "".join(self.grown(piece) for piece in _replace_all(tokens, value or "", replacement))
-            found = _search(tokens, runes(value or ""), 0)
+                return "".join(self.grown(piece) for piece in _replace_all(matcher, value or "", replacement))
+            found = matcher.search(0)
         except ValueError as error:
             raise self.fail(f"invalid pattern {pattern}: {error}") from None
         if found is None:
@@ -438,51 +451,61 @@ def _pattern(pattern: str) -> List[_Token]:
     return tokens
 
 
-def _search(
-    tokens: Sequence[_Token], text: str, start: int, greedy: bool = True, anchored: bool = False
-) -> Optional[Tuple[int, int]]:
-    """The leftmost match at or after ``start`` as ``(start, end)``, alternatives tried in a regular expression's order.
+class _Matcher:
+    """Finds matches of one pattern in one text, alternatives tried in a regular expression's order.
 
-    States that failed once are not tried again, so the work is at most tokens times characters.
-
-    :raises ValueError: more than :data:`MAX_STEPS` steps.
+    States that failed once are not tried again in one search, and all searches together have :data:`MAX_STEPS`.
     """
-    failed: Set[Tuple[int, int]] = set()
-    for begin in range(start, start + 1 if anchored else len(text) + 1):
-        end = _match(tokens, text, begin, greedy, failed)
-        if end is not None:
-            return begin, end
-    return None
 
+    def __init__(self, pattern: str, text: str, greedy: bool) -> None:
+        self.tokens = _pattern(pattern)
+        self.text = runes(text)
+        self.greedy = greedy
+        self.steps = 0
 
-def _match(
-    tokens: Sequence[_Token], text: str, begin: int, greedy: bool, failed: Set[Tuple[int, int]]
-) -> Optional[int]:
-    stack = [(0, begin)]
-    while stack:
-        state = stack.pop()
-        if state in failed:
-            continue
-        failed.add(state)
-        if len(failed) > MAX_STEPS:
-            raise ValueError("it takes too many steps to match")
-        index, pos = state
-        if index == len(tokens):
-            return pos
-        kind, char = tokens[index]
-        following = text[pos] if pos < len(text) else ""
-        if kind == _STAR:
-            choices = [(index + 1, pos)]
-            if following and following != "\n":
-                choices.append((index, pos + 1))
-            stack.extend(choices if greedy else reversed(choices))
-        elif following and (following == char if not kind else following != "\n"):
-            stack.append((index + 1, pos + 1))
-    return None
+    def search(self, start: int, anchored: bool = False) -> Optional[Tuple[int, int]]:
+        """The leftmost match at or after ``start``, as ``(start, end)``.
+
+        :raises ValueError: more than :data:`MAX_STEPS` steps.
+        """
+        failed: Set[Tuple[int, int]] = set()
+        for begin in range(start, start + 1 if anchored else len(self.text) + 1):
+            end = self._match(begin, failed)
+            if end is not None:
+                return begin, end
+        return None
+
+    def _match(self, begin: int, failed: Set[Tuple[int, int]]) -> Optional[int]:
+        stack = [(0, begin)]
+        while stack:
+            state = stack.pop()
+            if state in failed:
+                continue
+            failed.add(state)
+            self.steps += 1
+            if self.steps > MAX_STEPS:
+                raise ValueError("it takes too many steps to match")
+            index, pos = state
+            if index == len(self.tokens):
+                return pos
+            stack.extend(self._choices(index, pos))
+        return None
+
+    def _choices(self, index: int, pos: int) -> List[Tuple[int, int]]:
+        """The states that may follow, the one to try first last."""
+        kind, char = self.tokens[index]
+        following = self.text[pos : pos + 1]
+        if kind != _STAR:
+            fits = following == char if not kind else following not in ("", "\n")
+            return [(index + 1, pos + 1)] if fits else []
+        if following in ("", "\n"):
+            return [(index + 1, pos)]
+        choices = [(index + 1, pos), (index, pos + 1)]
+        return choices if self.greedy else choices[::-1]
 
 
 def _trim_prefix(pattern: str, value: str, greedy: bool) -> str:
-    found = _search(_pattern(pattern), runes(value), 0, greedy, anchored=True)
+    found = _Matcher(pattern, value, greedy).search(0, anchored=True)
     return value if found is None else value[found[1] :]
 
 
@@ -502,12 +525,11 @@ def _reversed(pattern: str) -> str:
     return "".join(reversed(pieces))
 
 
-def _replace_all(tokens: Sequence[_Token], value: str, replacement: str) -> Iterator[str]:
+def _replace_all(matcher: _Matcher, value: str, replacement: str) -> Iterator[str]:
     """The pieces of ``value`` with every match replaced (Go's regexp.ReplaceAllString)."""
-    text = runes(value)
     pos = last = 0
-    while pos <= len(text):
-        found = _search(tokens, text, pos)
+    while pos <= len(value):
+        found = matcher.search(pos)
         if found is None:
             break
         begin, end = found

@@ -32,7 +32,8 @@ class Step:
     :param kind: ``context`` (COPY/ADD of local files or heredocs), ``stage`` or ``image`` (COPY --from), ``remote``
         (ADD of URLs and git), ``run``, ``workdir`` or ``meta``.
     :param source: stage index for ``stage``, image name for ``image``.
-    :param mounts: per ``--mount`` that reads something: ``("context", path)``, ``("stage", index)``, ``("image", name)``.
+    :param mounts: per ``--mount`` that reads something, ``("context", path)``, ``("stage", index)`` or
+        ``("image", name)``.
     :param stage: the index of the stage that the instruction is written in.
     """
 
@@ -144,7 +145,8 @@ def _is_remote(source: str) -> bool:
 
 def _step(build: BuildInput, stage: Stage, instruction: Instruction, onbuild: bool = False) -> Step:
     keyword = instruction.keyword
-    kind, source = "meta", None
+    kind = "meta"
+    source: Any = None
     mounts: List[Tuple[str, Any]] = []
     if keyword in ("COPY", "ADD"):
         origin = instruction.flag("from")
@@ -196,14 +198,17 @@ def timelines(build: BuildInput) -> Tuple[Timeline, ...]:
             )
             made.append(
                 Timeline(
-                    stage.index, stage.name, parent.base, parent.platform, parent.from_line,
-                    parent.chain + (stage.index,), parent.steps + triggers + own,
+                    stage.index,
+                    stage.name,
+                    parent.base,
+                    parent.platform,
+                    parent.from_line,
+                    parent.chain + (stage.index,),
+                    parent.steps + triggers + own,
                 )
             )
         else:
-            made.append(
-                Timeline(stage.index, stage.name, base, platform or build.platform, line, (stage.index,), own)
-            )
+            made.append(Timeline(stage.index, stage.name, base, platform or build.platform, line, (stage.index,), own))
     return tuple(made)
 
 
@@ -314,8 +319,8 @@ def dispatch(state: State, step: Step, build: BuildInput, outer: Mapping[str, st
 
     :param outer: :func:`global_args`.
     """
-    instruction = expand(step.instruction, state.env, build.lexer) if step.instruction.keyword != "ARG" else (
-        step.instruction
+    instruction = (
+        expand(step.instruction, state.env, build.lexer) if step.instruction.keyword != "ARG" else (step.instruction)
     )
     handler = _HANDLERS.get(instruction.keyword)
     if handler is None:
@@ -349,7 +354,7 @@ def _label(state: State, ins: Instruction, *_: Any) -> Outcome:
     return Outcome(ins, ("LABEL " + " ".join(f"{k}={v or ''}" for k, v in ins.pairs),), False)
 
 
-def _arg(state: State, ins: Instruction, step: Step, build: BuildInput, outer: Mapping[str, str]) -> Outcome:
+def _arg(state: State, ins: Instruction, _step: Step, build: BuildInput, outer: Mapping[str, str]) -> Outcome:
     texts: List[str] = []
     declared: List[str] = []
     for key, default in ins.pairs:
@@ -394,7 +399,7 @@ def run_prefixes(state: State) -> Tuple[str, ...]:
     return tuple(dict.fromkeys(forms))
 
 
-def _run(state: State, ins: Instruction, step: Step, *_: Any) -> Outcome:
+def _run(state: State, ins: Instruction, *_: Any) -> Outcome:
     hidden: List[str] = []
     if ins.heredocs:
         first = ins.heredocs[0]
@@ -425,7 +430,7 @@ def _heredoc_words(doc: Any) -> Tuple[str, ...]:
     return tuple(f"<<{dash}{quote}{doc.name}{quote}" for quote in ("", '"', "'"))
 
 
-def _copy(state: State, ins: Instruction, step: Step, *_: Any) -> Outcome:
+def _copy(_state: State, ins: Instruction, *_: Any) -> Outcome:
     text = ins.keyword
     if ins.flag_bool("parents"):
         text += " --parents"
@@ -473,8 +478,10 @@ def _healthcheck(state: State, ins: Instruction, *_: Any) -> Outcome:
     spec = ins.healthcheck
     value: Dict[str, Any] = {"Test": list(spec.test)}
     times = (
-        ("Interval", spec.interval), ("Timeout", spec.timeout),
-        ("StartPeriod", spec.start_period), ("StartInterval", spec.start_interval),
+        ("Interval", spec.interval),
+        ("Timeout", spec.timeout),
+        ("StartPeriod", spec.start_period),
+        ("StartInterval", spec.start_interval),
     )
     value.update({key: number for key, number in times if number})
     if spec.retries:
@@ -492,7 +499,7 @@ def _healthcheck(state: State, ins: Instruction, *_: Any) -> Outcome:
     return Outcome(ins, texts[:1] + texts[2:] if spec.start_interval else texts, False)
 
 
-def _expose(state: State, ins: Instruction, step: Step, build: BuildInput, *_: Any) -> Outcome:
+def _expose(state: State, ins: Instruction, _step: Step, build: BuildInput, *_: Any) -> Outcome:
     ports: List[str] = []
     for text in ins.args:
         ports.extend(_ports(text, build, ins.line))
@@ -567,7 +574,10 @@ def canonical(instruction: Instruction) -> str:
     """The instruction's meaning as text, for records: keyword, flags, words and heredocs, unexpanded."""
     return json.dumps(
         [
-            instruction.keyword, list(instruction.flags), list(instruction.args), instruction.is_json,
+            instruction.keyword,
+            list(instruction.flags),
+            list(instruction.args),
+            instruction.is_json,
             [[d.name, d.content, d.expand, d.chomp] for d in instruction.heredocs],
         ],
         ensure_ascii=True,

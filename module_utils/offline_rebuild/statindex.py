@@ -154,7 +154,7 @@ class StatIndex:
         self._places = None
 
     def _write(self, records: Dict[bytes, Record], trusted_below: int) -> None:
-        temporary = f"{self.path}.{os.getpid()}.tmp"
+        temporary = f"{self.path}.{os.urandom(6).hex()}.tmp"
         digest = hashlib.sha256()
         try:
             with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from . import compose, health
-from .cli import Docker
+from .cli import Docker, parse_version
 from .compose import ContainerState, Project
 from .errors import OfflineRebuildError
 from .lock import Lock
@@ -41,8 +41,15 @@ OnEvent = Callable[[str, str], None]
 MakeImage = Callable[[ServicePlan], str]
 States = Dict[str, List[ContainerState]]
 
+
+def _unheard(_name: str, _text: str) -> None:
+    """Nobody listens to the events."""
+
+
 #: Seconds that ``docker compose up`` may take on top of the gate's: stopping the old containers counts in.
 _UP_EXTRA = 120.0
+#: From here on ``--no-deps`` does not change the config hash (docker/compose, commit d658fecc6).
+_NO_DEPS_SINCE = (2, 29, 3)
 
 
 @dataclass(frozen=True)
@@ -76,32 +83,31 @@ def run(
     plan: Union[Plan, Callable[[], Plan]],
     make_image: MakeImage,
     options: Options,
-    on_event: OnEvent = lambda name, text: None,
+    on_event: OnEvent = _unheard,
 ) -> Optional[Release]:
     """Carry out a plan.
 
     :param plan: the plan, or a function that makes it: it is called under the lock and after recovery, so that it sees
         the host as it then is. A plan made earlier is refused when the images have moved since.
     :param make_image: makes a service's new image and returns its id; it moves no name.
-    :returns: the release, in state ``done``, ``rolled_back`` or ``failed``; ``None`` when the plan changes nothing.
+    :returns: the release, in state ``done``, ``rolled_back`` or ``failed``. When the plan changes nothing: the release
+        that was recovered, if one was that had begun its swap, else ``None``.
     :raises OfflineRebuildError: ``locked``, ``plan-blocked``, ``plan-stale``, ``release-unfinished``,
         ``health-check-invalid``, ``journal-write``, and what ``make_image`` raises: nothing has been touched then.
     """
     health.parse_checks(options.health_checks, project)
     with _lock(project, options) as lock:
         work = _Transaction(docker, project, options, on_event, lock)
-        work.recover_all()
+        recovered = [release for release in work.recover_all() if release.swapped]
         made = plan() if callable(plan) else plan
         if made.blocked:
             raise _blocked(made)
         if not made.changed:
-            return None
+            return recovered[-1] if recovered else None
         return work.carry_out(made, make_image)
 
 
-def recover(
-    docker: Docker, project: Project, options: Options, on_event: OnEvent = lambda name, text: None
-) -> List[Release]:
+def recover(docker: Docker, project: Project, options: Options, on_event: OnEvent = _unheard) -> List[Release]:
     """Finish what earlier runs left in the middle. Costs two file look-ups when there is nothing.
 
     :returns: the releases that were finished or rolled back, oldest first.
@@ -133,6 +139,9 @@ class _Transaction:
         self.lock = lock
         self.journal = Journal(options.state_dir, project.name, secrets_of(project.raw))
         self.checks = health.parse_checks(options.health_checks, project)
+        self.before: States = {}
+        self.after: States = {}
+        self.up_ok = True
         if lock.note:
             self._say("lock", lock.note)
 
@@ -143,9 +152,7 @@ class _Transaction:
             self.options.run_time, self.options.change_id, self.options.operator, self.project.src
         )
         release.plan = plan.to_dict()
-        release.services = {
-            s.service: ServiceRecord(s.image, s.action, s.way) for s in plan.services if s.changed
-        }
+        release.services = {s.service: ServiceRecord(s.image, s.action, s.way) for s in plan.services if s.changed}
         self._state(release, "making", f"making the images of {', '.join(release.services)}")
         began = time.monotonic()
         try:
@@ -165,10 +172,13 @@ class _Transaction:
 
         :raises OfflineRebuildError: ``plan-stale``: a name stands for another image than the plan was made from.
         """
-        states = compose.containers(self.docker, self.project)
         names = {s.image: s.image_before for s in plan.services if s.changed}
+        with self.docker.popen("image", "inspect", *names, stderr=subprocess.DEVNULL) as inspecting:
+            states = compose.containers(self.docker, self.project)
+            images = json.loads(inspecting.communicate()[0] or b"[]")
+        tags, there = _names_and_ids(images, names)
         running_ids = {s.image_id for name in release.services for s in states.get(name, [])}
-        tags, there = self._images({*names, *running_ids})
+        there |= self._images(running_ids - there)
         for image, before in names.items():
             if tags.get(image, "") != before:
                 raise OfflineRebuildError(
@@ -207,8 +217,8 @@ class _Transaction:
         self._state(release, "swapping", f"swapping {', '.join(release.swapped)}")
         began = time.monotonic()
         try:
-            self._tag({record.kept_as: record.before for record in release.services.values() if record.kept_as})
-            self._tag({r.image: r.after for r in release.services.values() if r.after})
+            kept = {record.kept_as: record.before for record in release.services.values() if record.kept_as}
+            self._tag({**kept, **{r.image: r.after for r in release.services.values() if r.after}})
         except OfflineRebuildError as error:
             return self._back(release, str(error))
         result = self._up_and_gate(release, (), began)
@@ -233,10 +243,11 @@ class _Transaction:
             self._tag({r.image: r.before for r in release.services.values() if r.kept_as})
             files = self._earlier_files(names)
             if files is None and not any(r.kept_as for r in release.services.values()):
-                raise OfflineRebuildError("no-earlier-config", "no record is kept of the earlier compose configuration")
-            result = self._up_and_gate(release, names, began, files or ())
-            release.rollback_gate = result.to_dict()
-            failure = "" if result.ok else result.reason
+                failure = "no record is kept of the earlier compose configuration"
+            else:
+                result = self._up_and_gate(release, names, began, files or ())
+                release.rollback_gate = result.to_dict()
+                failure = "" if result.ok else result.reason
         except OfflineRebuildError as error:
             if error.code == "journal-write":
                 raise
@@ -251,8 +262,11 @@ class _Transaction:
 
         :returns: its path; nothing when the compose files still give those hashes; ``None`` when no record does.
         """
-        wanted = {n: s[-1].config_hash for n, s in self.before.items() if n in names and s and s[-1].config_hash}
-        if not wanted or _agrees(compose.config_hashes(self.docker, self.project), wanted):
+        wanted = _hashes(self.before, names)
+        made = _hashes(self.after, names)
+        if not wanted or (self.up_ok and made and _agrees(made, wanted)):
+            return ()
+        if _agrees(compose.config_hashes(self.docker, self.project), wanted):
             return ()
         for path in self.journal.rendered():
             earlier = self._with_file(path)
@@ -273,8 +287,11 @@ class _Transaction:
         except OfflineRebuildError as error:
             return str(error)
         return "; ".join(
-            f"{name}: " + (", ".join(f"{s.name} {s.state} {s.health} image {s.image_id[7:19]}" for s in states[name])
-                           or "no container")
+            f"{name}: "
+            + (
+                ", ".join(f"{s.name} {s.state} {s.health} image {s.image_id[7:19]}" for s in states[name])
+                or "no container"
+            )
             for name in names
         )
 
@@ -297,24 +314,42 @@ class _Transaction:
             gated = time.monotonic()
             deadline = gated + (self.options.gate_timeout if rc == 0 else 0.0)
             result = health.gate(
-                self.docker, self.project, names, self.checks, deadline, self.options.stable, restarts, events
+                self.docker,
+                self.project,
+                names,
+                self.checks,
+                deadline,
+                self.options.stable,
+                restarts,
+                events,
+                names=self._container_names(names),
             )
             _took(release, back + "gate", gated)
         if rc != 0:
-            result.ok = False
+            result.ok = self.up_ok = False
             result.reason = f"`docker compose up` ended with {rc}: {said}; {result.reason}".rstrip("; ")
         if not result.ok:
             release.evidence += self._evidence(result, said, back)
         return result
 
     def _up(self, release: Release, project: Project, names: Sequence[str]) -> Tuple[int, str]:
-        """``docker compose up`` of the named services. :returns: its return code and the end of what it said."""
-        argv = project.command("up", "-d", "--no-build", "--pull", "never", "--no-deps", *names)
+        """``docker compose up`` of the named services, with nothing else where compose can do that.
+
+        :returns: its return code and the end of what it said.
+        """
+        began = time.monotonic()
+        alone = ["--no-deps"] if parse_version(self.docker.info().plugins.get("compose", "")) >= _NO_DEPS_SINCE else []
+        argv = project.command("up", "-d", "--no-build", "--pull", "never", *alone, *names)
         path = os.path.join(self.journal.folder, release.id + ".up.log")
         with open(path, "wb") as log:
             process = subprocess.Popen(
-                (self.docker.binary, *argv), stdin=self.lock.guard, stdout=log, stderr=log, env=self.docker.env,
-                cwd=project.src, start_new_session=True,
+                (self.docker.binary, *argv),
+                stdin=self.lock.guard,
+                stdout=log,
+                stderr=log,
+                env=self.docker.env,
+                cwd=project.src,
+                start_new_session=True,
             )
             try:
                 rc = process.wait(self.options.gate_timeout + _UP_EXTRA)
@@ -324,7 +359,21 @@ class _Transaction:
         with open(path, encoding="utf-8", errors="replace") as said:
             text = "\n".join(said.read().splitlines()[-10:])
         os.unlink(path)
+        _took(release, "rollback up" if release.state == "rolling_back" else "up", began)
         return rc, text
+
+    def _container_names(self, names: Iterable[str]) -> List[str]:
+        """The names that the services' containers have after ``up``: as before, or as compose would form them."""
+        found: List[str] = []
+        for name in names:
+            service = self.project.service(name)
+            old = [state.name for state in self.before.get(name, [])]
+            made = [f"{self.project.name}-{name}-{number}" for number in range(1, service.replicas + 1)]
+            if len(old) == service.replicas:
+                found += old
+            else:
+                found += [service.container_name] if service.container_name else made
+        return found
 
     def _engine_was_away(self) -> bool:
         """Wait for an engine that does not answer. :returns: whether it was away and is back."""
@@ -339,7 +388,7 @@ class _Transaction:
 
     def _evidence(self, result: health.GateResult, said: str, back: str) -> List[Dict[str, Any]]:
         bad = [name for name, found in result.services.items() if found.verdict != "ok"] or list(result.services)
-        states = compose.containers(self.docker, self.project)
+        states = self.after = compose.containers(self.docker, self.project)
         found = health.evidence(self.docker, [state for name in bad for state in states.get(name, [])])
         phase = "rollback" if back else "swap"
         return [{"phase": phase, **entry} for entry in found] + [{"phase": phase, "compose": said.splitlines()}]
@@ -359,15 +408,9 @@ class _Transaction:
                     "see `docker images` and the disk's free space",
                 )
 
-    def _images(self, refs: Iterable[str]) -> Tuple[Dict[str, str], Set[str]]:
-        """:returns: name to image id for the names among ``refs``, and the ids of all that were found."""
-        wanted = set(refs)
-        names: Dict[str, str] = {}
-        ids: Set[str] = set()
-        for image in self.docker.inspect("image", sorted(wanted)):
-            ids.add(image["Id"])
-            names.update((t, image["Id"]) for t in map(compose.familiar, image.get("RepoTags") or ()) if t in wanted)
-        return names, ids
+    def _images(self, refs: Iterable[str]) -> Set[str]:
+        """:returns: the ids of those of the images that exist."""
+        return {image["Id"] for image in self.docker.inspect("image", sorted(set(refs)))}
 
     # -- recovery
 
@@ -394,11 +437,11 @@ class _Transaction:
         release.services = {n: r for n, r in release.services.items() if n in release.swapped}
         self.before = compose.containers(self.docker, self.project)
         after = {record.after for record in release.services.values() if record.after}
-        there = self._images(after)[1]
+        there = self._images(after)
         if release.state == "rolling_back":
             return self._back(release, release.note or "a rollback was cut off")
         if after - there:
-            return self._back(release, f"its image {sorted(after - there)[0]} is gone")
+            return self._back(release, f"its image {min(after - there)} is gone")
         return self._forward(release)
 
     # -- the record
@@ -424,7 +467,7 @@ class _Transaction:
             return
         listed = self.docker.run("ps", "-aq", "--no-trunc").text.split()
         in_use = {str(container.get("Image")) for container in self.docker.inspect("container", listed)}
-        in_use |= self._images(service.image for service in self.project.services)[1]
+        in_use |= self._images(service.image for service in self.project.services)
         old = retention(releases, self.options.keep_releases, in_use)
         if old.refs:
             self.docker.run("image", "rm", *old.refs, check=False)
@@ -436,10 +479,14 @@ class _Transaction:
             self._say("retired", f"release {release_id} and its images were removed", release_id)
 
     def _say(self, event: str, text: str, release: str = "") -> None:
-        self.journal.audit(
-            event, release, text=text, operator=self.options.operator, change_id=self.options.change_id
-        )
+        self.journal.audit(event, release, text=text, operator=self.options.operator, change_id=self.options.change_id)
         self.on_event(event, text)
+
+
+def _names_and_ids(images: Iterable[Mapping[str, Any]], wanted: Iterable[str]) -> Tuple[Dict[str, str], Set[str]]:
+    """:returns: name to image id for the wanted names, and the ids of all the images."""
+    tags = {compose.familiar(tag): str(image["Id"]) for image in images for tag in image.get("RepoTags") or ()}
+    return {name: tags[name] for name in wanted if name in tags}, {str(image["Id"]) for image in images}
 
 
 def _name_kept(release: Release) -> None:
@@ -470,6 +517,10 @@ def _rendered(project: Project) -> bytes:
         return value
 
     return json.dumps(double(project.raw), indent=1).encode("utf-8", "surrogateescape")
+
+
+def _hashes(states: States, names: Sequence[str]) -> Dict[str, str]:
+    return {n: found[-1].config_hash for n, found in states.items() if n in names and found and found[-1].config_hash}
 
 
 def _agrees(hashes: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
