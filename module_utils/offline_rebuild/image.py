@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from .cli import Docker, EngineInfo
 from .errors import OfflineRebuildError
+from .later import Later
 
 __all__ = ["HistoryEntry", "Image", "ImageStore", "normal_ref", "sha256"]
 
@@ -126,6 +127,7 @@ class ImageStore:
 
     def __init__(self, docker: Docker) -> None:
         self.docker = docker
+        self._listing: Optional[Later[Dict[str, Mapping[str, Any]]]] = Later(self._list)
         self.info: EngineInfo = docker.info()
         self.content_dir: Optional[str] = self._find_content_dir() if self.info.store == "containerd" else None
         self._images: Dict[str, Image] = {}
@@ -142,19 +144,23 @@ class ImageStore:
     def _load_all(self) -> Dict[str, Mapping[str, Any]]:
         """Inspect every local image, once: two calls of the CLI whatever their number."""
         if self._by_ref is None:
-            ids = self.docker.run("image", "ls", "-q", "-a", "--no-trunc").text.split()
-            self._by_ref = {}
-            for data in self.docker.inspect("image", dict.fromkeys(ids)):
-                self._by_ref[data["Id"]] = data
-                for ref in data.get("RepoTags") or []:
-                    self._by_ref[normal_ref(ref)] = data
-                for ref in data.get("RepoDigests") or []:
-                    self._by_ref[normal_ref(ref)] = data
+            self._by_ref = self._listing.result() if self._listing is not None else self._list()
+            self._listing = None
         return self._by_ref
+
+    def _list(self) -> Dict[str, Mapping[str, Any]]:
+        ids = self.docker.run("image", "ls", "-q", "-a", "--no-trunc").text.split()
+        found: Dict[str, Mapping[str, Any]] = {}
+        for data in self.docker.inspect("image", dict.fromkeys(ids)):
+            found[data["Id"]] = data
+            for ref in (*(data.get("RepoTags") or []), *(data.get("RepoDigests") or [])):
+                found[normal_ref(ref)] = data
+        return found
 
     def forget(self) -> None:
         """Drop what was read of names; contents by id stay, they cannot change."""
         self._by_ref = None
+        self._listing = None
 
     def inspect_of(self, ref: str) -> Optional[Mapping[str, Any]]:
         """:returns: the inspect data of a name or id, ``None`` if it is not there."""

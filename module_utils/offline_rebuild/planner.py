@@ -22,6 +22,7 @@ from .dockerfile import parse
 from .errors import OfflineRebuildError
 from .ignorefile import load as load_ignore
 from .image import Image, ImageStore, pull_remedy
+from .later import Later
 from .layers import EvidenceStore, LayerReader
 from .plan import Plan, ServicePlan, Start
 from .records import RecordStore, StageRecord, write_atomic
@@ -54,13 +55,18 @@ class Planner:
     """Plans one project on one host, and makes the images of the plan."""
 
     def __init__(
-        self, docker: Docker, project: Project, settings: Settings, wanted: Optional[AbstractSet[str]] = None
+        self,
+        docker: Docker,
+        project: Project,
+        settings: Settings,
+        wanted: Optional[AbstractSet[str]] = None,
+        store: Optional[ImageStore] = None,
     ) -> None:
         self.docker = docker
         self.project = project
         self.services = [s for s in project.services if not wanted or s.name in wanted]
         self.settings = settings
-        self.store = ImageStore(docker)
+        self.store = store if store is not None else ImageStore(docker)
         self.records = RecordStore(settings.state_dir)
         self.evidence = EvidenceStore(os.path.join(settings.state_dir, "layers"))
         self._readers: Dict[str, LayerReader] = {}
@@ -76,16 +82,17 @@ class Planner:
 
         :raises OfflineRebuildError: for input that cannot be planned for; nothing has been touched then.
         """
-        containers = compose.containers(self.docker, self.project)
-        hashes = compose.config_hashes(self.docker, self.project)
+        later_containers = Later(lambda: compose.containers(self.docker, self.project))
+        later_hashes = Later(lambda: compose.config_hashes(self.docker, self.project))
+        one_shots = compose.one_shots(self.project)
         services: List[ServicePlan] = []
         for service in self.services:
             planned = self._service(service)
             if planned.action == "unchanged":
-                image_id = planned.image_before
-                reason = compose.service_state(
-                    service, image_id, containers.get(service.name, []), hashes.get(service.name, "")
-                )
+                states = later_containers.result().get(service.name, [])
+                wanted_hash = later_hashes.result().get(service.name, "")
+                one_shot = service.name in one_shots
+                reason = compose.service_state(service, planned.image_before, states, wanted_hash, one_shot)
                 if reason:
                     planned = replace(planned, action="restart", reasons=(reason, *planned.reasons))
             services.append(planned)

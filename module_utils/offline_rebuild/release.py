@@ -12,12 +12,13 @@ Schema of a release, version 1 (times are seconds since 1970 on the host's clock
     {"schema": 1, "id": str, "project": str, "src": str, "state": STATES, "step": str, "started": float,
      "finished": float | null, "run_time": int, "change_id": str, "operator": str, "way": "recreate",
      "services": {name: {"image": str, "action": str, "way": str, "before": id, "after": id, "tag_before": id,
-                         "kept_as": name:tag}},
+                         "kept_as": name:tag, "imported": bool}},
      "swapped": [service], "plan": dict, "gate": dict | null, "rollback_gate": dict | null, "evidence": [dict],
      "note": str, "timings": {phase: seconds}}
 
 ``before`` is the image that the service's containers ran (its name's image if it had none), ``tag_before`` the one that
-its name stood for, ``after`` the new one; ``""`` where there was none.
+its name stood for, ``after`` the new one; ``""`` where there was none. ``imported`` says that no release made
+``before``: it came from outside, and is what later rebuilds start from.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class ServiceRecord:
     after: str = ""
     tag_before: str = ""
     kept_as: str = ""
+    imported: bool = False
 
 
 @dataclass
@@ -268,8 +270,10 @@ def retention(releases: Sequence[Release], keep: int, in_use: Set[str]) -> Reten
 
     Releases that ended before they touched anything are not counted, and go with the counted one that follows them. A
     release stays beyond ``keep`` as long as the image that it would go back to is in use (``in_use``: ids of images
-    that a container uses or a service's name stands for), and unfinished ones always do.
+    that a container uses or a service's name stands for) or is the last that a service was imported with: layers would
+    pile up without it. Unfinished ones always stay.
     """
+    in_use = in_use | _last_imported(releases)
     old: List[Release] = []
     counted = 0
     for release in sorted((r for r in releases if r.state in FINISHED), key=lambda r: r.id, reverse=True):
@@ -282,6 +286,13 @@ def retention(releases: Sequence[Release], keep: int, in_use: Set[str]) -> Reten
     refs = [s.kept_as for r in drop for s in r.services.values() if s.kept_as]
     ids = {i for r in drop for s in r.services.values() for i in (s.before, s.after)} - kept_ids - in_use - {""}
     return Retention(tuple(sorted(gone)), tuple(sorted(set(refs))), tuple(sorted(ids)))
+
+
+def _last_imported(releases: Sequence[Release]) -> Set[str]:
+    last: Dict[str, str] = {}
+    for release in sorted(releases, key=lambda r: r.id):
+        last.update({name: s.before for name, s in release.services.items() if s.imported and s.kept_as})
+    return set(last.values())
 
 
 def secrets_of(model: Any) -> List[str]:

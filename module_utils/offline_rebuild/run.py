@@ -15,6 +15,8 @@ from . import compose, transaction
 from .cli import Docker, EngineInfo, parse_version
 from .compose import Project
 from .errors import OfflineRebuildError
+from .image import ImageStore
+from .later import Later
 from .plan import Plan, ServicePlan
 from .planner import Planner, Settings
 from .presence import Need, needs
@@ -110,9 +112,11 @@ def _execute(request: Request) -> Outcome:
             "set offline_rebuild_project_src to the tree on this host, or offline_rebuild_project_push to send one",
             file=request.project_src,
         )
-    info = docker.require()
-    project = open_project(docker, request)
-    planner = Planner(docker, project, settings_of(request), set(request.services))
+    store = Later(lambda: ImageStore(docker))
+    later_info = Later(docker.require)
+    project = Later(lambda: open_project(docker, request))
+    info = later_info.result()
+    planner = Planner(docker, project.result(), settings_of(request), set(request.services), store.result())
     if request.action == "prime":
         return _prime(planner)
     if request.check:

@@ -11,9 +11,10 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from .dockerfile import Dockerfile, Instruction, Stage, expand, parse
+from .dockerfile import Dockerfile, Instruction, Stage, expand, parse_trigger
 from .errors import OfflineRebuildError
 from .gofmt import go_duration, go_list, go_quote
+from .instructions import parse_heredoc
 from .shellword import Lexer
 
 __all__ = ["BuildInput", "Outcome", "State", "Step", "Timeline", "dispatch", "start_state", "timelines"]
@@ -128,17 +129,6 @@ def _error(build: BuildInput, line: int, message: str, code: str = "dockerfile-s
     return OfflineRebuildError(code, message, remedy, file=build.dockerfile.file, line=line)
 
 
-def _lookup(build: BuildInput, before: int, name: str) -> Optional[int]:
-    """The stage that ``name`` means for an instruction of stage ``before``: by name, latest first, then by number."""
-    wanted = name.lower()
-    for stage in reversed(build.dockerfile.stages[:before]):
-        if stage.name and stage.name == wanted:
-            return stage.index
-    if name.isdigit() and int(name) < before:
-        return int(name)
-    return None
-
-
 def _is_remote(source: str) -> bool:
     return source.startswith(("http://", "https://", "git://", "git@", "ssh://"))
 
@@ -151,10 +141,8 @@ def _step(build: BuildInput, stage: Stage, instruction: Instruction, onbuild: bo
     if keyword in ("COPY", "ADD"):
         origin = instruction.flag("from")
         if keyword == "COPY" and origin:
-            found = _lookup(build, stage.index, origin)
-            if found is None and origin.lower() == (stage.name or None):
-                raise _error(build, instruction.line, f"stage {origin} copies from itself")
-            kind, source = ("image", origin) if found is None else ("stage", found)
+            found = build.dockerfile.find_stage(origin)
+            kind, source = ("image", origin) if found is None else ("stage", found.index)
         elif any(_is_remote(text) for text in instruction.sources):
             kind = "remote"
         else:
@@ -168,8 +156,8 @@ def _step(build: BuildInput, stage: Stage, instruction: Instruction, onbuild: bo
                 if mount.type == "bind":
                     mounts.append(("context", mount.source or "/"))
                 continue
-            found = _lookup(build, stage.index, mount.from_)
-            mounts.append(("image", mount.from_) if found is None else ("stage", found))
+            found = build.dockerfile.find_named(mount.from_)
+            mounts.append(("image", mount.from_) if found is None else ("stage", found.index))
     elif keyword == "WORKDIR":
         kind = "workdir"
     return Step(instruction, kind, stage.index, source, tuple(mounts), onbuild)
@@ -189,13 +177,11 @@ def timelines(build: BuildInput) -> Tuple[Timeline, ...]:
             raise _error(build, line, f"base name ({stage.base}) should not be blank")
         platform = build.lexer.process_word(stage.platform, outer) if stage.platform else ""
         own = tuple(_step(build, stage, i) for i in stage.instructions)
-        parent = next((m for m in reversed(made) if m.name and m.name == base.lower()), None)
-        if parent is not None:
-            triggers = tuple(
-                _step(build, stage, trigger, True)
-                for trigger in (s.instruction.onbuild for s in parent.steps if s.stage == parent.index)
-                if trigger is not None
-            )
+        found = build.dockerfile.find_base(base, stage.index)
+        if found is not None:
+            parent = made[found.index]
+            declared = (s.instruction for s in parent.steps if s.instruction.keyword == "ONBUILD")
+            triggers = tuple(_trigger(build, stage, i.args[0]) for i in declared)
             made.append(
                 Timeline(
                     stage.index,
@@ -217,12 +203,13 @@ def with_base_triggers(build: BuildInput, timeline: Timeline, triggers: Sequence
     if not triggers:
         return timeline
     stage = build.dockerfile.stages[timeline.chain[0]]
-    steps: List[Step] = []
-    for trigger in triggers:
-        wrapped = parse(b"FROM scratch\n" + trigger.encode("utf-8", "surrogateescape") + b"\n", build.dockerfile.file)
-        for instruction in wrapped.stages[0].instructions:
-            steps.append(_step(build, stage, replace(instruction, line=timeline.from_line), True))
-    return replace(timeline, steps=tuple(steps) + timeline.steps)
+    steps = tuple(_trigger(build, stage, trigger) for trigger in triggers)
+    return replace(timeline, steps=steps + timeline.steps)
+
+
+def _trigger(build: BuildInput, stage: Stage, expression: str) -> Step:
+    line = stage.from_instruction.line
+    return _step(build, stage, parse_trigger(expression, build.dockerfile.file, line), True)
 
 
 def target_index(build: BuildInput) -> int:
@@ -235,13 +222,13 @@ def target_index(build: BuildInput) -> int:
         raise OfflineRebuildError("dockerfile-syntax", "there is no FROM", file=build.dockerfile.file)
     if not build.target:
         return len(stages) - 1
-    found = _lookup(build, len(stages), build.target)
+    found = build.dockerfile.find_named(build.target)
     if found is None:
         names = ", ".join(s.name or str(s.index) for s in stages)
         raise OfflineRebuildError(
             "no-such-stage", f"there is no stage {build.target}; there are: {names}", file=build.dockerfile.file
         )
-    return found
+    return found.index
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -404,7 +391,7 @@ def _run(state: State, ins: Instruction, *_: Any) -> Outcome:
     if ins.heredocs:
         first = ins.heredocs[0]
         data = first.chomped() if first.chomp else first.content
-        alone = len(ins.heredocs) == 1 and ins.args and ins.args[0].strip() in _heredoc_words(first)
+        alone = bool(ins.args) and parse_heredoc(ins.args[0]) is not None
         if alone and data.startswith("#!"):
             hidden.append("the heredoc's content")
             argv = shell_of(state) + ["/dev/pipes/" + first.name]
@@ -425,11 +412,6 @@ def _run(state: State, ins: Instruction, *_: Any) -> Outcome:
     return Outcome(ins, texts, True, tuple(hidden))
 
 
-def _heredoc_words(doc: Any) -> Tuple[str, ...]:
-    dash = "-" if doc.chomp else ""
-    return tuple(f"<<{dash}{quote}{doc.name}{quote}" for quote in ("", '"', "'"))
-
-
 def _copy(_state: State, ins: Instruction, *_: Any) -> Outcome:
     text = ins.keyword
     if ins.flag_bool("parents"):
@@ -439,7 +421,7 @@ def _copy(_state: State, ins: Instruction, *_: Any) -> Outcome:
             text += f" --{name}={ins.flag(name)}"
     for source in ins.sources:
         text += " " + source
-    for doc in ins.heredocs:
+    for doc in ins.files:
         text += " <<" + doc.name
     hidden = tuple(f"--{name}" for name in ("from", "exclude", "checksum", "keep-git-dir") if ins.flag(name))
     return Outcome(ins, (text + " " + ins.dest + " # buildkit",), True, hidden)
@@ -557,9 +539,7 @@ def _maintainer(state: State, ins: Instruction, *_: Any) -> Outcome:
 
 
 def _onbuild(state: State, ins: Instruction, *_: Any) -> Outcome:
-    trigger = ins.onbuild
-    text = trigger.text if trigger is not None else ""
-    state.config["OnBuild"] = list(state.config.get("OnBuild") or []) + [text]
+    state.config["OnBuild"] = list(state.config.get("OnBuild") or []) + [ins.args[0]]
     return Outcome(ins, (), False)
 
 

@@ -195,9 +195,20 @@ class _Transaction:
             running = [state for state in known if state.state in ("running", "restarting", "paused")]
             newest = max(running or known, key=lambda state: state.created, default=None)
             record.before = newest.image_id if newest else record.tag_before
+            record.imported = self._is_imported(record.before)
         _name_kept(release)
         release.swapped = self._swap_set(list(release.services), states)
         self.before = states
+
+    def _is_imported(self, image_id: str) -> bool:
+        """Whether no release made the image, as far as the journal goes back (records of it are carried on)."""
+        for release in reversed(self.journal.all()):
+            for record in release.services.values():
+                if record.after == image_id:
+                    return False
+                if record.before == image_id:
+                    return record.imported
+        return bool(image_id)
 
     def _swap_set(self, names: List[str], states: States) -> List[str]:
         """What ``up`` is told: what changed, dependencies that do not run, and what compose restarts along."""

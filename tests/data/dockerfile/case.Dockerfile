@@ -1,0 +1,5 @@
+from A as Builder
+Run echo a
+cOpY --from=other x y
+EnV a=b
+HealthCheck none

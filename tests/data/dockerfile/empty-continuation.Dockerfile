@@ -1,0 +1,9 @@
+FROM a
+RUN one \
+
+  two \
+   
+  three
+
+\
+USER me

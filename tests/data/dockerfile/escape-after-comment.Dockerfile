@@ -1,0 +1,6 @@
+# Comment first
+# escape=`
+FROM a
+RUN x `
+USER y \
+ z
