@@ -8,13 +8,16 @@ explains the rest of the history clearly better than any other: found, not guess
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import FrozenSet, List, Mapping, Optional, Tuple
+from typing import Any, FrozenSet, List, Mapping, Optional, Tuple
 
-from .history import THIN_COMMENT, config_at, is_redundant_arg, matches, touches
+from .history import THIN_COMMENT, config_at, is_certain, is_redundant_arg, matches, touches
 from .image import HistoryEntry, Image
 from .stage import BuildInput, Outcome, State, Timeline, dispatch, scratch_config, start_state
 
 __all__ = ["Alignment", "align", "is_base_of"]
+
+#: Entries that a history may have for its base to be searched for; real ones have a few dozen.
+MOST_ENTRIES = 400
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,39 @@ class Alignment:
 
     @property
     def whole(self) -> bool:
-        """:returns: whether the image holds nothing after the matching instructions."""
-        return self.positions[-1] == len(self.image.history)
+        """:returns: whether the image is what the matching instructions give: nothing after them, the same config."""
+        return self.positions[-1] == len(self.image.history) and self._same_config
+
+    @property
+    def _same_config(self) -> bool:
+        """Labels may be more than the instructions say (``--label`` leaves no history), and of other values."""
+        have, want = self.image.config.get("config") or {}, self.states[-1].config
+        skipped = {field for field, _ in self.unknown}
+        return all(_plain(field, have) == _plain(field, want) for field in _FIELDS if field not in skipped) and set(
+            want.get("Labels") or {}
+        ) <= set(have.get("Labels") or {})
+
+
+_FIELDS = (
+    "Env", "Cmd", "Entrypoint", "WorkingDir", "User", "Shell", "StopSignal", "Healthcheck", "ExposedPorts", "Volumes",
+    "OnBuild",
+)  # fmt: skip
+
+
+def _plain(field: str, config: Mapping[str, Any]) -> Any:
+    """A field of a config in a form that can be compared: engines write nothing, null, an empty list or "" alike."""
+    value = config.get(field) or None
+    if value is None:
+        return None
+    if field == "Env":
+        return {item.partition("=")[0]: item for item in value}
+    if field in ("ExposedPorts", "Volumes"):
+        return set(value)
+    if field == "Healthcheck":
+        return {key: part for key, part in value.items() if part}
+    if field == "WorkingDir":
+        return None if value == "/" else value
+    return value
 
 
 def is_base_of(base: Image, image: Image) -> bool:
@@ -64,6 +98,8 @@ def is_base_of(base: Image, image: Image) -> bool:
         image.diff_ids[: len(base.diff_ids)] == base.diff_ids
         and len(image.history) >= len(base.history)
         and all(a.created_by == b.created_by for a, b in zip(base.history, image.history))
+        # a base whose history does not account for its layers: where it ends here is not known
+        and sum(1 for e in image.history[: len(base.history)] if e.layer is not None) == len(base.diff_ids)
     )
 
 
@@ -97,7 +133,7 @@ def align(
 
 
 def _search(image: Image, timeline: Timeline, build: BuildInput, outer: Mapping[str, str]) -> Optional[Alignment]:
-    if not timeline.steps:
+    if not timeline.steps or len(image.history) > MOST_ENTRIES:
         return None
     best: List[Tuple[int, Alignment]] = []
     for boundary in range(1, len(image.history)):
@@ -148,7 +184,7 @@ def _at(
     position, matching = boundary, True
     for step in timeline.steps:
         workdir = str(state.config.get("WorkingDir") or "/")
-        args = list(state.args)
+        args = [(key, value) for key, value in state.args if state.env.get(key) == value]
         outcome = dispatch(state, step, build, outer)
         outcomes.append(outcome)
         if not matching:
@@ -160,13 +196,15 @@ def _at(
                 and is_redundant_arg(image.history[position], args)
             ):
                 position += 1
-            if position >= len(image.history) or not matches(image.history[position], outcome, step, workdir):
+            if position >= len(image.history) or not (
+                matches(image.history[position], outcome, step, workdir) and is_certain(image, position, outcome)
+            ):
                 matching = False
                 continue
             position += 1
             while through_thin and position < len(image.history) and image.history[position].comment == THIN_COMMENT:
                 position += 1
-        elif not _onbuild_matches(image, state):
+        elif step.stage == timeline.index and not _onbuild_matches(image, state):
             matching = False
             continue
         positions.append(position)

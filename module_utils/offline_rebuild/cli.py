@@ -19,6 +19,8 @@ __all__ = ["CommandFailed", "Docker", "EngineInfo", "Result", "parse_version"]
 #: Oldest versions that are supported (docs/DESIGN: "A target host needs").
 MIN_ENGINE = (20, 10)
 MIN_COMPOSE = (2, 20)
+#: Seconds for an engine to say what it is; one that hangs would never answer.
+INFO_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class Docker:
             if cwd is not None and not os.path.isdir(cwd):
                 raise OfflineRebuildError("path-missing", "the folder does not exist", file=cwd) from None
             raise _missing(self.binary) from None
+        except OSError as error:
+            raise _missing(self.binary, error.strerror or "") from None
         except subprocess.TimeoutExpired:
             raise OfflineRebuildError(
                 "docker-timeout",
@@ -157,8 +161,8 @@ class Docker:
         """Start ``docker ARGS`` for streaming; the caller waits for it."""
         try:
             return subprocess.Popen((self.binary, *args), stdin=stdin, stdout=stdout, stderr=stderr, env=self.env)
-        except FileNotFoundError:
-            raise _missing(self.binary) from None
+        except OSError as error:
+            raise _missing(self.binary, error.strerror or "") from None
 
     def info(self) -> EngineInfo:
         """:returns: engine, store and plugins, asked once.
@@ -166,8 +170,11 @@ class Docker:
         :raises OfflineRebuildError: ``docker-missing`` (no CLI), ``engine-down`` (no answer).
         """
         if self._info is None:
-            result = self.run("info", "--format", "{{json .}}", check=False)
-            data = result.json() if result.stdout.strip() else {}
+            result = self.run("info", "--format", "{{json .}}", check=False, timeout=INFO_TIMEOUT)
+            try:
+                data = result.json() if result.stdout.strip() else {}
+            except ValueError:
+                data = {"ServerErrors": ["`docker info` does not answer in JSON"]}
             if result.rc != 0 or not data.get("ServerVersion"):
                 why = "; ".join(data.get("ServerErrors") or []) or result.stderr.strip()
                 raise OfflineRebuildError(
@@ -223,9 +230,11 @@ class Docker:
         return list(found)
 
 
-def _missing(binary: str) -> OfflineRebuildError:
+def _missing(binary: str, why: str = "") -> OfflineRebuildError:
     return OfflineRebuildError(
-        "docker-missing", f"there is no `{binary}` command on this host", "install Docker Engine >= 20.10 with its CLI"
+        "docker-missing",
+        f"the `{binary}` command cannot be run: {why}" if why else f"there is no `{binary}` command on this host",
+        "install Docker Engine >= 20.10 with its CLI",
     )
 
 

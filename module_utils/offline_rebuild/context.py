@@ -418,7 +418,8 @@ class Context:
             ``context-unreadable``, ``context-too-deep``, ``state-unwritable``.
         """
         if prefix:
-            return self._build([part for part in prefix.split("/") if part], save=False)
+            parts = _parts(prefix)
+            return self._build(parts, save=False) if parts else Manifest()
         if self._manifest is None:
             self._manifest = self._build([], save=True)
         return self._manifest
@@ -444,9 +445,11 @@ class Context:
 
     def stat_entries(self, prefix: str = "") -> Iterator[Tuple[str, Entry]]:
         """Like :meth:`entries` with no content read: a file's ``digest`` is None."""
+        only = _parts(prefix) if prefix else []
+        if prefix and not only:
+            return
         root = self._open_root()
         try:
-            only = [part for part in prefix.split("/") if part]
             for path, entry, _ignored in self._stat_walk(root, "", self.ignore.root_state, only, 0):
                 if path == prefix or not prefix or path.startswith(prefix + "/"):
                     yield path, entry
@@ -483,7 +486,8 @@ class Context:
     def _stat_entry(self, path: str, numbers: Tuple[int, ...]) -> Entry:
         letter = _TYPES[stat.S_IFMT(numbers[0])]
         value = self.special_value(path, letter)
-        xattrs = _read_xattrs(self.xattrs(path)) if self.xattrs(path) else ()
+        pairs = self.xattrs(path)
+        xattrs = _read_xattrs(pairs) if pairs else ()
         size = numbers[1] if letter == "f" and not self.ignore.hides(path) else 0
         link = _text(_unescape(value)) if letter in "lcb" else None
         return Entry(_WORDS[letter], stat.S_IMODE(numbers[0]), size, link, None, xattrs, numbers[2])
@@ -519,7 +523,9 @@ class Context:
 
         :raises OfflineRebuildError: ``context-unreadable``, ``context-changed``.
         """
-        parts = path.split("/")
+        parts = _parts(path)
+        if not parts:
+            raise _changed(os.path.join(self.given_root, path), "is not in the build context")
         fd = self._open_root()
         try:
             for part in parts[:-1]:
@@ -572,12 +578,10 @@ class Context:
         kept: List[str] = []
         stats = array.array("q")
         enter: List[Tuple[str, WalkState]] = []
-        ignores = self.ignore.checker(state, path) if self.ignore else None
+        skip = self.ignore.ignored_names(state, path, names) if self.ignore else ()
         keep, extend, lstat = kept.append, stats.extend, os.lstat
-        ignored = False
         for name in names:
-            if ignores is not None:
-                ignored = ignores(name)
+            ignored = name in skip
             try:
                 info = lstat(name if _UTF8 else os.fsdecode(_raw(name)), dir_fd=fd)
             except OSError as exc:
@@ -586,7 +590,7 @@ class Context:
                 self.fail(base + name, exc)
             mode = info.st_mode
             if mode & _FORMAT_BITS == stat.S_IFDIR:
-                below = self.ignore.enter(state, base + name) if ignores is not None else state
+                below = self.ignore.enter(state, base + name)
                 if below is None:
                     continue
                 enter.append((name, below))
@@ -653,6 +657,12 @@ class Context:
             remedy="Give the user that runs the build the right to read it, or leave it out with the ignore file.",
             file=place,
         ) from exc
+
+
+def _parts(path: str) -> List[str]:
+    """:returns: the parts of a path inside the context; none for a path that is not ("..", an absolute one)."""
+    parts = path.split("/")
+    return [] if {"", ".", ".."} & set(parts) else parts
 
 
 def _xattr_counts(name: str) -> bool:

@@ -207,7 +207,7 @@ class _Tree:
         """:returns: the digest of a file's content."""
         if self._image is not None:
             entry = self._image.lookup(path, self.context.upto)
-            return None if entry is None else entry.content_digest()  # type: ignore[no-any-return]
+            return None if entry is None else entry.content_digest()
         self._asked += 1
         if self._asked == _FEW and hasattr(self.context, "manifest"):
             self.context.manifest()

@@ -10,13 +10,15 @@ import os
 import re
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
+from .dockerfile import parse
 from .errors import OfflineRebuildError
 from .graft import REGISTRY, Carried, ImageDocument, document
-from .image import Image, missing_image, pull_remedy, sha256
+from .history import touches
+from .image import HistoryEntry, Image, missing_image, pull_remedy, sha256
 from .reuse import Analyzer, StageReuse
-from .stage import State, Step
+from .stage import BuildInput, Outcome, State, Step, hidden_by_env
 from .thin import ThinLayer, write_layer
 
 __all__ = ["Derived", "blocked_reason", "derive", "remaining", "way_of"]
@@ -100,25 +102,32 @@ def reuse_point(stage: StageReuse) -> int:
     steps = stage.timeline.steps
     if stage.alignment is None or cut >= len(steps):
         return cut
-    rest = [s.instruction.keyword for s in steps[cut:]]
-    if "ENTRYPOINT" in rest and stage.alignment.states[cut].cmd_set:
-        return next(i for i, s in enumerate(steps) if s.instruction.keyword == "CMD")
+    state = stage.alignment.states[cut]
+    if state.cmd_set and any(s.instruction.keyword == "ENTRYPOINT" and s.stage == state.stage for s in steps[cut:]):
+        return next(i for i, s in enumerate(steps) if s.instruction.keyword == "CMD" and s.stage == state.stage)
     return cut
 
 
-def _unsettled(stage: StageReuse) -> str:
-    """A field of the base's config that the history does not tell and that the rest does not set anew."""
-    if stage.alignment is None:
+def _unsettled(stage: StageReuse, cut: int) -> str:
+    """A field of the base's config that the history does not tell and that the stage does not set anew.
+
+    What a RUN or COPY sees (user, directory, shell) must be set before the cut.
+    """
+    alignment = stage.alignment
+    if alignment is None or not alignment.unknown:
         return ""
-    later = {s.instruction.keyword for s in stage.timeline.steps}
-    setters = {
-        "Cmd": {"CMD", "ENTRYPOINT"}, "Entrypoint": {"ENTRYPOINT"}, "StopSignal": {"STOPSIGNAL"},
-        "Healthcheck": {"HEALTHCHECK"},
-    }  # fmt: skip
-    for field, key in sorted(stage.alignment.unknown):
-        if not setters.get(field, set()) & later:
+    before, anywhere = _set_by(alignment.outcomes[:cut]), _set_by(alignment.outcomes)
+    for field, key in sorted(alignment.unknown):
+        settled = before if field in ("Env", "User", "WorkingDir", "Shell") else anywhere
+        if (field, key) not in settled:
             return f"{field} {key}".strip()
     return ""
+
+
+def _set_by(outcomes: Sequence[Outcome]) -> Set[Tuple[str, str]]:
+    entries = [HistoryEntry(outcome.created_by[0], "", None) for outcome in outcomes if outcome.created_by]
+    found = {(field, key) for entry in entries for field, key, _ in touches(entry)}
+    return found | {("Cmd", "")} if ("Entrypoint", "") in found else found
 
 
 def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
@@ -131,7 +140,7 @@ def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
         name = timeline.name or str(timeline.index)
         if stage.alignment is None and stage.base is None and timeline.base != "scratch":
             return _no_ancestor(analyzer, stage)
-        unsettled = _unsettled(stage)
+        unsettled = _unsettled(stage, cut)
         if unsettled:
             return (
                 f"{unsettled} of the base image {timeline.base} is not in its children's history",
@@ -193,7 +202,7 @@ def derive(analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, 
     stages = remaining(analyzer)
     grafts: List[ImageDocument] = []
     tags: Dict[str, str] = {}
-    alias = {stage.timeline.index: _alias(stage) for stage, _ in stages}
+    alias = _aliases(stage for stage, _ in stages)
     blocks: List[str] = []
     for stage, cut in stages:
         layer, _ = analyzer.thin(stage.timeline.index)
@@ -204,13 +213,19 @@ def derive(analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, 
             origin = grafts[-1].ref
         else:
             origin = _origin(stage, cut, created, grafts, tags, extra)
-        lines = [f"FROM {origin} AS {alias[stage.timeline.index]}"]
+        lines: List[str] = []
         if stage.alignment is not None:
             state = layer.state if layer is not None else stage.alignment.states[cut]
             if _reads_args(stage.timeline.steps[cut:]):
-                lines += _carried_args(state, analyzer.build.dockerfile.escape)
-        lines += [_rewritten(step, alias, analyzer, tags) for step in stage.timeline.steps[cut:]]
-        blocks.append("\n".join(lines))
+                lines += _carried_args(state, analyzer.build)
+        parts = _parts(stage, cut)
+        for number, steps in enumerate(parts):
+            name = f"offline-rebuild-part-{stage.timeline.index}-{number}"
+            name = alias[stage.timeline.index] if number == len(parts) - 1 else name
+            lines = [f"FROM {origin} AS {name}", *lines]
+            lines += [_rewritten(step, alias, analyzer, tags) for step in steps]
+            blocks.append("\n".join(lines))
+            origin, lines = name, []
     target, cut = next((s, c) for s, c in stages if s.timeline.index == analyzer.target)
     result = grafts[-1] if cut == len(target.timeline.steps) and target.alignment is not None else None
     header = _directives(analyzer)
@@ -227,8 +242,34 @@ def _directives(analyzer: Analyzer) -> List[str]:
     return lines
 
 
-def _alias(stage: StageReuse) -> str:
-    return stage.timeline.name or f"offline-rebuild-stage-{stage.timeline.index}"
+def _aliases(stages: Iterable[StageReuse]) -> Dict[int, str]:
+    """A name for each stage: its own, unless it has none or another stage has the same."""
+    found: Dict[int, str] = {}
+    for stage in stages:
+        index, name = stage.timeline.index, stage.timeline.name
+        found[index] = name if name and name not in found.values() else f"offline-rebuild-stage-{index}"
+    return found
+
+
+def _parts(stage: StageReuse, cut: int) -> List[List[Step]]:
+    """The steps to build, by the stage that they are written in: ``FROM stage`` starts anew what CMD and ONBUILD set.
+
+    Triggers are steps of their own here; so the ONBUILD that they stem from is left out, and so are those of a base
+    image that is used as it is, which BuildKit runs by itself.
+    """
+    chain = stage.timeline.chain
+    parts: List[List[Step]] = [[]]
+    place = None
+    for step in stage.timeline.steps[cut:]:
+        if stage.alignment is None and step.onbuild and step.stage == chain[0]:
+            continue
+        if step.instruction.keyword == "ONBUILD" and step.stage != chain[-1]:
+            continue
+        if place not in (None, step.stage):
+            parts.append([])
+        place = step.stage
+        parts[-1].append(step)
+    return parts
 
 
 def _origin(
@@ -286,9 +327,7 @@ def thin_document(
 
 def _config_of(image: Image, state: State, created: str, labels: Mapping[str, str]) -> Dict[str, Any]:
     config: Dict[str, Any] = {
-        key: image.config[key]
-        for key in ("architecture", "os", "variant", "os.version", "author")
-        if key in image.config
+        key: image.config[key] for key in ("architecture", "os", "variant", "os.version") if key in image.config
     }
     if state.author:
         config["author"] = state.author
@@ -304,12 +343,18 @@ def _reads_args(steps: Sequence[Step]) -> bool:
     return any(step.kind == "run" or "$" in step.instruction.raw for step in steps)
 
 
-def _carried_args(state: State, escape: str) -> List[str]:
-    """ARGs in scope at the cut. An ENV of the same name hides an ARG: its value is what RUN sees, so it is carried."""
+def _carried_args(state: State, build: BuildInput) -> List[str]:
+    """ARGs in scope at the cut.
+
+    One that an ENV hides is not declared again: a build arg of that name would override the ENV (dispatchArg, AddEnv).
+    """
     lines: List[str] = []
+    escape = build.dockerfile.escape
     for key in dict.fromkeys(key for key, _ in state.args):
+        if hidden_by_env(state, key):
+            continue
         value = state.env.get(key)
-        if value is None:
+        if value is None or build.args.get(key) == value:  # the build gets it again as a build arg
             lines.append(f"ARG {key}")
             continue
         if "\n" in value:
@@ -322,16 +367,37 @@ def _carried_args(state: State, escape: str) -> List[str]:
 def _rewritten(step: Step, alias: Mapping[int, str], analyzer: Analyzer, tags: Dict[str, str]) -> str:
     """The instruction verbatim, its references to stages and images by names that hold in the derived Dockerfile."""
     raw = step.instruction.raw.rstrip("\n")
-    if step.onbuild:
-        raw = step.instruction.text
+    escape = analyzer.build.dockerfile.escape
+    if step.onbuild:  # written with the default escape character
+        raw = step.instruction.text + "".join(f"\n{doc.content}{doc.name}" for doc in step.instruction.heredocs)
+    wanted: List[str] = []
     for kind, value in [*step.mounts, (step.kind, step.source)]:
         if kind == "stage":
-            raw = _renamed(raw, _names_of(value, analyzer), alias[value])
+            raw = _renamed(raw, _names_of(value, analyzer), alias[value], escape)
+            wanted.append(alias[value])
         elif kind == "image":
             image = analyzer.store.find(value)
             if image is not None:
-                raw = _renamed(raw, [value], _tagged(image, tags))
+                raw = _renamed(raw, [value], _tagged(image, tags), escape)
+                wanted.append(_tagged(image, tags))
+    if wanted:
+        _check_names(raw, wanted, analyzer.build.dockerfile.file, step.instruction.line, escape)
     return raw
+
+
+def _check_names(raw: str, wanted: Sequence[str], file: str, line: int, escape: str) -> None:
+    """A name left as it was might mean another stage or image in the derived Dockerfile."""
+    text = f"# escape={escape}\nFROM scratch\n{raw}\n".encode("utf-8", "surrogateescape")
+    made = parse(text, file).stages[0].instructions[0]
+    names = [made.flag("from") or "", *(mount.from_ for mount in made.mounts)]
+    if any(name not in names for name in wanted):
+        raise OfflineRebuildError(
+            "dockerfile-unsupported",
+            "the name of the stage or image that it reads is written in a form that is not understood",
+            "write it as --from=NAME, or from=NAME in a mount",
+            file=file,
+            line=line,
+        )
 
 
 def _names_of(index: int, analyzer: Analyzer) -> Sequence[str]:
@@ -339,8 +405,23 @@ def _names_of(index: int, analyzer: Analyzer) -> Sequence[str]:
     return [str(index)] + ([name] if name else [])
 
 
-def _renamed(raw: str, old: Sequence[str], new: str) -> str:
+def _renamed(raw: str, old: Sequence[str], new: str, escape: str) -> str:
     pattern = "|".join(re.escape(name) for name in old)
-    return re.sub(
-        rf'(?i)(\bfrom=)(["\']?)(?:{pattern})(?=["\']?(?:[\s,]|$))', lambda m: m.group(1) + m.group(2) + new, raw
+    end = _flags_end(raw, escape)
+    return (
+        re.sub(
+            rf'(?i)(\bfrom=)(["\']?)(?:{pattern})(?=["\']*(?:[\s,]|$))',
+            lambda m: m.group(1) + m.group(2) + new,
+            raw[:end],
+        )
+        + raw[end:]
     )
+
+
+def _flags_end(raw: str, escape: str) -> int:
+    """Where an instruction's flags end: what follows is its own text, in which nothing is renamed."""
+    gap = rf"(?:[^\S\n]|{re.escape(escape)}[^\S\n]*\n(?:[^\S\n]*(?:#[^\n]*)?\n)*)+"
+    quoted = r'"[^"]*"' + r"|'[^']*'"
+    flag = rf"--(?:{quoted}|{re.escape(escape)}[^\n]|[^\s\"'{re.escape(escape)}])*"
+    found = re.match(rf"\s*[A-Za-z]+(?:{gap}{flag})*", raw)
+    return found.end() if found else 0

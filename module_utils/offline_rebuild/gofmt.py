@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
-__all__ = ["go_duration", "go_list", "go_quote"]
+__all__ = ["go_duration", "go_list", "go_quote", "go_rune"]
 
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
 
@@ -30,6 +30,13 @@ def quote(text: str) -> str:
             out.append(f"\\U{code:08x}")
     out.append('"')
     return "".join(out)
+
+
+def go_rune(code: int) -> str:
+    """``%q`` of an integer: a quoted character, U+FFFD where the number is none."""
+    char = chr(code) if 0 <= code < 0x110000 and not 0xD800 <= code < 0xE000 else "\ufffd"
+    inner = {"'": "\\'", '"': '"'}.get(char) or quote(char)[1:-1]
+    return f"'{inner}'"
 
 
 def go_quote(items: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from dataclasses import dataclass
 from typing import IO, Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -27,7 +28,9 @@ _DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 
 def encode(document: Mapping[str, Any]) -> bytes:
     """:returns: JSON bytes that are the same for the same document."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # Bytes that are not UTF-8 are kept as lone surrogates; Go's encoder writes U+FFFD for each.
+    return re.sub("[\ud800-\udfff]", "\ufffd", text).encode("utf-8")
 
 
 @dataclass(frozen=True)

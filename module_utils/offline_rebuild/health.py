@@ -467,7 +467,8 @@ def _inside(docker: Docker, check: Check, container: str, timeout: float) -> Tup
     seconds = str(max(1, int(timeout)))
     curl = ["curl", "-sSL", "--noproxy", "*", "-m", seconds, "-D", "/dev/stderr", "-o", "-"]
     curl += [*(["-k"] if not check.validate_certs else []), *(part for head in heads for part in ("-H", head))]
-    wget = ["wget", "-S", "-T", seconds, "-O", "-", *(part for head in heads for part in ("--header", head))]
+    # no -T: Debian's static busybox 1.35 dies of it; the call as a whole has its timeout
+    wget = ["wget", "-q", "-S", "-O", "-", *(part for head in heads for part in ("--header", head))]
     python = ["-c", _PYTHON, check.target, seconds, *heads]
     for argv in ([*curl, check.target], [*wget, check.target], ["python3", *python], ["python", *python]):
         try:

@@ -24,6 +24,7 @@ _CLASSIC_COPY = re.compile(r"^(COPY|ADD) (?:--chown=(\S+) )?(?:file|dir|multi):[
 THIN_COMMENT = "offline-rebuild.thin"
 #: Comment of an entry that stands for an instruction whose files, if any, are in the thin layer.
 STEP_COMMENT = "offline-rebuild.v0"
+_PAIR = re.compile(r" [^ =]*=")
 _ENV_KEY = re.compile(r"(?:^| )([A-Za-z_][A-Za-z0-9_.\-]*)=")
 
 
@@ -77,6 +78,34 @@ def _matches_classic(text: str, outcome: Outcome, step: Step, workdir: str) -> b
     if step.instruction.keyword == "EXPOSE":
         return text == "EXPOSE " + " ".join(outcome.expanded.args) or text in outcome.created_by
     return text.strip() in outcome.created_by
+
+
+def is_certain(image: Image, position: int, outcome: Outcome) -> bool:
+    """Whether a matching text can only stem from this instruction, as far as a RUN after it would see.
+
+    ENV and SHELL are written without quotes: ``ENV a="1 b=2"`` and ``ENV a=1 b=2`` leave the same text. The image's
+    final config tells them apart, for what no later entry changed.
+
+    :param position: the number of the matching entry.
+    """
+    keyword = outcome.expanded.keyword
+    if keyword not in ("ENV", "SHELL"):
+        return True
+    later = {(field, key) for entry in image.history[position + 1 :] for field, key, _ in touches(entry)}
+    final = image.config.get("config") or {}
+    if keyword == "SHELL":
+        words = list(outcome.expanded.args)
+        if ("Shell", "") in later:
+            return not any(char.isspace() for word in words for char in word)
+        return list(final.get("Shell") or []) == words
+    pairs = outcome.expanded.pairs
+    if len(pairs) == 1 and not _PAIR.search(pairs[0][1] or ""):
+        return True
+    have = dict(split_env(item) for item in final.get("Env") or [])
+    open_pairs = [(key, value or "") for key, value in pairs if ("Env", key) in later]
+    if len(open_pairs) > 1 or any(_PAIR.search(value) or key not in have for key, value in open_pairs):
+        return False
+    return all(have.get(key) == (value or "") for key, value in pairs if ("Env", key) not in later)
 
 
 def is_redundant_arg(entry: HistoryEntry, args: Sequence[Tuple[str, Any]]) -> bool:
@@ -176,6 +205,23 @@ def _explained(config: Mapping[str, Any], values: Mapping[Tuple[str, str], Any],
     return (value or None) == final
 
 
+def _silent(entries: Sequence[HistoryEntry]) -> FrozenSet[str]:
+    """The fields that the makers of these entries may have set without an entry for it.
+
+    Docker's builders (and buildah) write one entry per instruction, ``docker import`` sets nothing by itself, and
+    debuerreotype (the maker of Debian's images) sets CMD only. Others (Bazel, apko, jib, kaniko, ...) write layers and
+    no instructions: what such a base has set, and a later instruction changed, cannot be told.
+    """
+    if not entries:
+        return frozenset()
+    first = entries[0]
+    if first.comment.startswith("debuerreotype"):
+        return frozenset(("Cmd",))
+    docker = first.comment.startswith(("buildkit", "Imported from")) or first.created_by.endswith(_SUFFIX)
+    shell = first.created_by.startswith(("/bin/sh -c", "/bin/bash -c", "|")) or NOP.match(first.created_by)
+    return frozenset() if docker or shell else frozenset(("Env", *_MAPS, *_SCALARS))
+
+
 def config_at(image: Image, cut: int) -> Tuple[Dict[str, Any], FrozenSet[Tuple[str, str]]]:
     """The image's config as it was after its first ``cut`` history entries.
 
@@ -189,6 +235,7 @@ def config_at(image: Image, cut: int) -> Tuple[Dict[str, Any], FrozenSet[Tuple[s
     section: Dict[str, Any] = dict(document.get("config") or {})
     before = _replay(image.history[:cut])
     everything = _replay(image.history)
+    silent = _silent(image.history[:cut])
     final = dict(section)
     unknown = set()
     later = {(field, key) for entry in image.history[cut:] for field, key, _ in touches(entry)}
@@ -196,13 +243,15 @@ def config_at(image: Image, cut: int) -> Tuple[Dict[str, Any], FrozenSet[Tuple[s
         later.add(("Cmd", ""))  # may have been reset
     for field, key in later:
         value = before.get((field, key))
-        if value is None and not _explained(final, everything, field):
+        if value is None and (field in silent or not _explained(final, everything, field)):
             value = UNKNOWN
         if value is UNKNOWN:
             unknown.add((field, key))
             value = None
         _put(section, field, key, value)
     document["config"] = section
+    if any(NOP.sub("", entry.created_by).startswith("MAINTAINER ") for entry in image.history[cut:]):
+        document.pop("author", None)
     layers = sum(1 for entry in image.history[:cut] if entry.layer is not None)
     document["rootfs"] = {"type": "layers", "diff_ids": list(image.diff_ids[:layers])}
     document["history"] = list(image.config.get("history") or [])[:cut]

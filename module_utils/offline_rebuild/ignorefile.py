@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from .errors import OfflineRebuildError
 
@@ -554,6 +554,7 @@ class IgnoreFile:
         self._plain_exceptions = not any(_WILDCARDS & set(text) for text in self._exceptions)
         # A walk may disagree with ignores() only when an ignore pattern follows an exception.
         self.may_hide = len(self._groups) > 2
+        self._never: Set[str] = set()
         self.root_state = WalkState(False, (False,) * len(self._groups))
 
     def ignores(self, path: str) -> bool:
@@ -609,6 +610,23 @@ class IgnoreFile:
             return result
 
         return ignored
+
+    def ignored_names(self, state: WalkState, directory: str, names: List[str]) -> Set[str]:
+        """:returns: those of a directory's names that are ignored; parameters as for :meth:`checker`."""
+        base = directory + "/" if directory else ""
+        ignored = self.checker(state, directory)
+        if "\n" in base or any(state.matched) or any(group.local(base) for group in self._groups):
+            return {name for name in names if ignored(name)}
+        # Only base names matter here, and most of them were seen before.
+        if len(self._never) > _Names.LIMIT:
+            self._never.clear()
+        found = set()
+        for name in [name for name in names if name not in self._never]:
+            if ignored(name):
+                found.add(name)
+            elif not any(group.names[name] for group in self._groups):
+                self._never.add(name)
+        return found
 
     def enters(self, state: WalkState, path: str) -> bool:
         """Whether the walk enters the directory ``path``, whose state is given.
@@ -669,6 +687,10 @@ class ClassicIgnoreFile(IgnoreFile):
         """:returns: a function of a base name to whether that is ignored."""
         base = directory + "/" if directory else ""
         return lambda name: self.ignores(base + name)
+
+    def ignored_names(self, state: WalkState, directory: str, names: List[str]) -> Set[str]:
+        """:returns: those of a directory's names that are ignored."""
+        return set(filter(self.checker(state, directory), names))
 
     def enter(self, parent: WalkState, path: str) -> Optional[WalkState]:
         """:returns: the state of a directory that the walk enters and sends, or None."""

@@ -34,14 +34,16 @@ def normal_ref(ref: str) -> str:
     """A reference in the engine's familiar form with a tag: ``python`` -> ``python:latest``.
 
     ``docker.io/library/`` and ``docker.io/`` are dropped as the engine does (distribution/reference, FamiliarString).
-    A digest reference is left as it is.
+    A digest reference has no tag in this form.
     """
     for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
         if ref.startswith(prefix):
             ref = ref[len(prefix) :]
             break
-    if "@" in ref:
-        return ref
+    if "@" in ref:  # a tag beside a digest says nothing
+        name, _, digest = ref.partition("@")
+        head, slash, last = name.rpartition("/")
+        return f"{head}{slash}{last.partition(':')[0]}@{digest}"
     return ref if ":" in ref.rsplit("/", 1)[-1] else ref + ":latest"
 
 
@@ -101,7 +103,8 @@ def parse_history(config: Mapping[str, Any]) -> Tuple[HistoryEntry, ...]:
     """
     entries: List[HistoryEntry] = []
     layer = 0
-    for raw in config.get("history") or []:
+    listed = config.get("history")
+    for raw in listed if isinstance(listed, list) else []:
         if not isinstance(raw, Mapping):
             return ()
         has_layer = not raw.get("empty_layer", False)
@@ -116,7 +119,7 @@ def parse_history(config: Mapping[str, Any]) -> Tuple[HistoryEntry, ...]:
         layer += 1 if has_layer else 0
     rootfs = config.get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, Mapping) else None
-    return tuple(entries) if layer == len(diff_ids or []) else ()
+    return tuple(entries) if isinstance(diff_ids or [], list) and layer == len(diff_ids or []) else ()
 
 
 class ImageStore:
@@ -184,7 +187,9 @@ class ImageStore:
             raw, manifest = self._raw(image_id, data)
             if raw is None:
                 return None
-            config = json.loads(raw)
+            config = _document(raw)
+            if not is_sound(config):
+                return None
             rootfs = config.get("rootfs") or {}
             diff_ids = tuple(str(d) for d in rootfs.get("diff_ids") or [])
             if diff_ids != tuple((data.get("RootFS") or {}).get("Layers") or []):
@@ -220,26 +225,30 @@ class ImageStore:
         self, image_id: str, data: Mapping[str, Any]
     ) -> Tuple[Optional[bytes], Optional[Mapping[str, Any]]]:
         manifest = self.blob(image_id)
-        document = json.loads(manifest) if manifest is not None else None
+        document = _document(manifest) if manifest is not None else None
         if document is not None and (document.get("mediaType") in _INDEX_TYPES or "manifests" in document):
             document = self._platform_manifest(document, data)
         if document is None:
             return None, None
-        config = self.blob(str(document.get("config", {}).get("digest", "")))
+        config = self.blob(_config_digest(document))
         return config, document
 
     def _platform_manifest(self, index: Mapping[str, Any], data: Mapping[str, Any]) -> Optional[Mapping[str, Any]]:
         wanted = tuple((data.get("RootFS") or {}).get("Layers") or [])
-        for descriptor in index.get("manifests") or []:
+        listed = index.get("manifests")
+        for descriptor in listed if isinstance(listed, list) else []:
+            if not isinstance(descriptor, Mapping):
+                continue
             if (descriptor.get("annotations") or {}).get("vnd.docker.reference.type") == "attestation-manifest":
                 continue
             raw = self.blob(str(descriptor.get("digest", "")))
             if raw is None:
                 continue
-            manifest: Mapping[str, Any] = json.loads(raw)
-            config = self.blob(str(manifest.get("config", {}).get("digest", "")))
+            manifest = _document(raw)
+            config = self.blob(_config_digest(manifest))
             # The engine shows the layers of the host's platform: the manifest with just these is the one meant.
-            if config is not None and tuple((json.loads(config).get("rootfs") or {}).get("diff_ids") or []) == wanted:
+            document = _document(config) if config is not None else {}
+            if is_sound(document) and tuple((document.get("rootfs") or {}).get("diff_ids") or []) == wanted:
                 return manifest
         return None
 
@@ -251,25 +260,70 @@ class ImageStore:
 
     def _raw_saved(self, image_id: str) -> Optional[bytes]:
         """The config out of ``docker save``: streams the whole image, so only where the engine's root is closed."""
+        import subprocess
         import tarfile
 
-        process = self.docker.popen("save", image_id)
-        found: Optional[bytes] = None
+        wanted = image_id.rsplit(":", maxsplit=1)[-1]
+        process = self.docker.popen("save", image_id, stderr=subprocess.DEVNULL)
         assert process.stdout is not None
-        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-            for member in archive:
-                hexes = member.name.split("/")[-1].split(".")[0]
-                if (
-                    found is None
-                    and member.isfile()
-                    and hexes == image_id.rsplit(":", maxsplit=1)[-1]
-                    and member.size < 1 << 24
-                ):
-                    stream = archive.extractfile(member)
-                    data = stream.read() if stream else b""
-                    found = data if sha256(data) == image_id else None
-        process.wait()
-        return found
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                for member in archive:
+                    hexes = member.name.split("/")[-1].split(".")[0]
+                    if member.isfile() and hexes == wanted and member.size < 1 << 24:
+                        stream = archive.extractfile(member)
+                        data = stream.read() if stream else b""
+                        if sha256(data) == image_id:
+                            return data
+        except tarfile.TarError:
+            pass  # it ended early: the image cannot be read
+        finally:
+            process.stdout.close()
+            process.kill()
+            process.wait()
+        return None
+
+
+def _document(raw: bytes) -> Mapping[str, Any]:
+    """:returns: the JSON object; an empty one for anything else."""
+    try:
+        made = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def _config_digest(manifest: Mapping[str, Any]) -> str:
+    config = manifest.get("config")
+    return str(config.get("digest") or "") if isinstance(config, Mapping) else ""
+
+
+_TEXTS = ("User", "WorkingDir", "StopSignal")
+_LISTS = ("Env", "Cmd", "Entrypoint", "Shell", "OnBuild")
+_MAPPINGS = ("Labels", "ExposedPorts", "Volumes", "Healthcheck")
+
+
+def is_sound(config: Mapping[str, Any]) -> bool:
+    """Whether an image's config has the types of the OCI image spec (config.md); fields may be absent or null."""
+
+    def texts(value: Any) -> bool:
+        return value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+    section, rootfs, history = config.get("config"), config.get("rootfs"), config.get("history")
+    if not isinstance(section or {}, Mapping) or not isinstance(rootfs, Mapping):
+        return False
+    if not (history is None or isinstance(history, list)) or not texts(rootfs.get("diff_ids")):
+        return False
+    if any(not isinstance(config.get(name) or "", str) for name in ("os", "architecture", "variant", "author")):
+        return False
+    section = section or {}
+    labels = section.get("Labels") or {}
+    return (
+        all(isinstance(section.get(name) or "", str) for name in _TEXTS)
+        and all(texts(section.get(name)) for name in _LISTS)
+        and all(isinstance(section.get(name) or {}, Mapping) for name in _MAPPINGS)
+        and all(isinstance(value, str) for value in labels.values())
+    )
 
 
 def read_checked(path: str, digest: str) -> Optional[bytes]:

@@ -10,7 +10,7 @@ import posixpath
 import re
 from typing import Dict, Iterable, List, Optional, Pattern, Set, Tuple
 
-from .stage import Step
+from .stage import Step, is_remote
 
 __all__ = ["go_match", "select", "sources_of"]
 
@@ -37,14 +37,11 @@ def go_match(pattern: str) -> Optional[Pattern[str]]:
             out.append(re.escape(pattern[index]))
             index += 1
         elif char == "[":
-            end = pattern.find("]", index + (2 if pattern[index : index + 1] == "^" else 1))
-            if end < 0:
+            found = _bracket(pattern, index)
+            if found is None:
                 return None
-            body = pattern[index:end]
-            negate = body.startswith("^")
-            body = body[1:] if negate else body
-            out.append("(?!/)[" + ("^" if negate else "") + body.replace("[", r"\[") + "]")
-            index = end + 1
+            text, index = found
+            out.append(text)
         else:
             out.append(re.escape(char))
     try:
@@ -53,15 +50,52 @@ def go_match(pattern: str) -> Optional[Pattern[str]]:
         return None
 
 
+def _bracket(pattern: str, index: int) -> Optional[Tuple[str, int]]:
+    """The class that begins after ``[``, as a regular expression, and where it ends; ``None`` if it is malformed."""
+    negate = pattern[index : index + 1] == "^"
+    index += 1 if negate else 0
+    ranges: List[str] = []
+    while pattern[index : index + 1] != "]" or not ranges:
+        ends: List[str] = []
+        while len(ends) < 2:
+            char = pattern[index : index + 1]
+            if char == "\\":
+                index += 1
+                char = pattern[index : index + 1]
+            elif char in ("-", "]"):
+                return None
+            if not char:
+                return None
+            ends.append(char)
+            index += 1
+            if len(ends) == 1 and pattern[index : index + 1] != "-":
+                ends.append(char)
+            elif len(ends) == 1:
+                index += 1
+        if ends[0] <= ends[1]:
+            ranges.append(f"{re.escape(ends[0])}-{re.escape(ends[1])}")
+        else:
+            ranges.append("")  # an empty range: nothing is in it
+    body = "".join(ranges)
+    if not body:
+        return ("." if negate else "(?!)"), index + 1
+    return f"[{'^' if negate else ''}{body}]", index + 1
+
+
 def sources_of(step: Step) -> Tuple[str, ...]:
     """The context paths or patterns that an instruction reads; :data:`EVERYTHING` where that is not certain.
 
     A ``$`` may stand for a variable of the base image, which is not known without it: everything, then.
     """
     found: List[str] = []
-    if step.kind == "context":
-        pivot = step.instruction.flag_bool("parents")
-        found += [s.replace("/./", "/") if pivot else s for s in step.instruction.sources]
+    if step.kind in ("context", "remote"):
+        parents = step.instruction.flag_bool("parents")
+        for source in step.instruction.sources:
+            if step.kind == "remote" and is_remote(source) and not source.startswith("git@"):
+                continue
+            # --parents matches as an ignore file does: ** and parents count
+            wild = parents and any(char in source for char in "*?[\\")
+            found.append(EVERYTHING if wild else source.replace("/./", "/") if parents else source)
     found += [str(value) for kind, value in step.mounts if kind == "context"]
     return tuple(EVERYTHING if "$" in source else source for source in found)
 
@@ -81,9 +115,9 @@ def select(paths: Dict[str, str], sources: Iterable[str]) -> List[str]:
         if any(char in clean for char in "*?[\\"):
             if not _select_pattern(clean, paths, chosen):
                 return sorted(paths)
-        else:
-            prefix = clean + "/"
-            chosen.update(path for path in paths if path == clean or path.startswith(prefix))
+        # also for a pattern: a lone backslash is a plain character to BuildKit (containsWildcards)
+        prefix = clean + "/"
+        chosen.update(path for path in paths if path == clean or path.startswith(prefix))
     return sorted(chosen)
 
 
@@ -98,7 +132,13 @@ def _select_pattern(clean: str, paths: Dict[str, str], chosen: Set[str]) -> bool
     if regex is None:
         return False
     depth = clean.count("/") + 1
+    heads = [go_match("/".join(clean.split("/")[:count])) for count in range(1, depth)]
     for path, kind in paths.items():
+        level = path.count("/") + 1
+        if kind == "symlink" and level < depth:
+            head_pattern = heads[level - 1]
+            if head_pattern is None or head_pattern.match(path):
+                return False  # on the way to a match: what it leads to may count as well
         head = "/".join(path.split("/")[:depth])
         if path.count("/") + 1 >= depth and regex.match(head):
             if kind == "symlink" and head == path:

@@ -596,6 +596,8 @@ class LayerReader:
         self._stacks: Dict[Tuple[str, int], Tuple[int, ...]] = {}
         self._looked: Dict[Tuple[str, int], Optional[LayerEntry]] = {}
         self._saved: Dict[str, Layer] = {}
+        self._contents: Dict[str, bytes] = {}
+        self._kept: Set[str] = set()
 
     @property
     def in_place(self) -> bool:
@@ -619,14 +621,20 @@ class LayerReader:
         missing = any(e.type == "file" and e.digest is None for e in layer.entries.values())
         for entry in layer.entries.values():
             entry.content_digest()
-        if missing and self._evidence is not None and self._may_write:
-            self._evidence.save(layer)
+        if missing or layer.diff_id not in self._kept:
+            self._keep(layer)
         return layer
+
+    def _keep(self, layer: Layer) -> None:
+        if self._evidence is not None and self._may_write:
+            self._evidence.save(layer)
+            self._kept.add(layer.diff_id)
 
     def _read(self, index: int) -> Layer:
         diff_id = self.diff_ids[index]
         kept = self._evidence.load(diff_id) if self._evidence is not None else None
         if kept is not None:
+            self._kept.add(diff_id)
             return self._with_sources(kept, index)
         if self._directories is not None:
             try:
@@ -636,8 +644,7 @@ class LayerReader:
         layer = self._read_blob(index)
         if layer is None:
             layer = self._read_saved(diff_id)
-        if self._evidence is not None and self._may_write:
-            self._evidence.save(layer)
+        self._keep(layer)
         return layer
 
     def _leave_directories(self) -> None:

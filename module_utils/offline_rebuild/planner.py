@@ -14,7 +14,7 @@ from typing import AbstractSet, Any, Dict, List, Mapping, Optional, Tuple
 
 from . import compose, graft
 from .ancestry import align
-from .cli import CommandFailed, Docker
+from .cli import CommandFailed, Docker, parse_version
 from .compose import Build, Project, Service
 from .context import Context, diff
 from .derive import blocked_reason, derive, remaining, way_of
@@ -219,7 +219,10 @@ class Planner:
                 raise OfflineRebuildError(
                     "context-missing", "the build context is not a folder", "set build.context", file=build.context
                 )
-            ignore = load_ignore(build.context, build.dockerfile or os.path.join(build.context, "Dockerfile"))
+            # The CLI up to 20.10 sends the context by rules of its own; buildx, which later ones call, by others.
+            classic = parse_version(self.store.info.client_version) < (23,)
+            dockerfile = build.dockerfile or os.path.join(build.context, "Dockerfile")
+            ignore = load_ignore(build.context, dockerfile, classic)
             index = StatIndex.for_context(
                 self.settings.state_dir, build.context, ignore.file, readonly=not self.settings.may_write
             )
@@ -255,6 +258,9 @@ class Planner:
         key = (
             build.context,
             build.dockerfile,
+            build.inline,
+            analyzer.build.platform,
+            repr((build.secrets, build.ssh, build.extra_hosts, build.shm_size, build.no_cache)),
             build.target,
             tuple(sorted(analyzer.build.args.items())),
             tuple(sorted(build.labels.items())),
@@ -370,6 +376,7 @@ class Planner:
                 keys=keys,
                 texts=tuple(canonical(step.instruction) for step in stage.timeline.steps),
                 manifests=stored,
+                images=analyzer.images_of(stage.timeline.index),
             ),
         )
 
@@ -404,7 +411,9 @@ class Planner:
         assert stage.alignment is not None
         image = stage.alignment.image
         keys, _ = analyzer.keys(stage.timeline.index)
-        return any(record.keys == keys for record in self.records.of(image.id, image.config_digest))
+        images = analyzer.images_of(stage.timeline.index)
+        known = self.records.of(image.id, image.config_digest)
+        return any(record.keys == keys and dict(record.images) == images for record in known)
 
 
 def _check_build(service: Service, build: Build) -> None:

@@ -9,7 +9,8 @@ Schema of ``<state_dir>/records/<image id>.json``, version 1::
 
     {"schema": 1, "image": id, "config_digest": digest, "checksum": sha256 of the rest,
      "stages": [{"base": name, "base_id": id or "", "boundary": int, "positions": [int], "keys": [str],
-                 "texts": [str], "manifests": {"<instruction index>": manifest digest}}]}
+                 "texts": [str], "manifests": {"<instruction index>": manifest digest},
+                 "images": {"<name>": config digest, "" if it was not there}}]}
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class StageRecord:
     :param keys: chained key after each instruction, in the order of the timeline.
     :param positions: number of history entries after the first ``j`` instructions (one more than ``keys``).
     :param manifests: instruction index to digest of the manifest of what it took from the context.
+    :param images: name to config digest of every other image that went in: ``--from``, mounts, bases of other stages.
     """
 
     base: str
@@ -41,6 +43,7 @@ class StageRecord:
     keys: Tuple[str, ...]
     texts: Tuple[str, ...]
     manifests: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_atomic(path: str, data: bytes) -> None:
@@ -92,6 +95,7 @@ class RecordStore:
                     keys=tuple(stage["keys"]),
                     texts=tuple(stage["texts"]),
                     manifests=dict(stage["manifests"]),
+                    images=dict(stage.get("images") or {}),
                 )
                 for stage in document["stages"]
             )
@@ -104,7 +108,13 @@ class RecordStore:
         :returns: whether something was written (``False``: it was there already).
         """
         known = self.of(image_id, config_digest)
-        if any(old.keys == record.keys and old.base == record.base and old.base_id == record.base_id for old in known):
+        if any(
+            old.keys == record.keys
+            and old.base == record.base
+            and old.base_id == record.base_id
+            and dict(old.images) == dict(record.images)
+            for old in known
+        ):
             return False
         stages: List[StageRecord] = [record, *known][:8]
         document: Dict[str, Any] = {

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from .ancestry import Alignment, align
 from .context import Context, Manifest, diff
@@ -18,7 +19,7 @@ from .copyset import compare, copy_set
 from .dockerfile import Instruction
 from .errors import OfflineRebuildError
 from .history import STEP_COMMENT, THIN_COMMENT
-from .image import Image, ImageStore
+from .image import HistoryEntry, Image, ImageStore
 from .inputs import select, sources_of
 from .layers import LayerReader
 from .plan import FileChange, StagePlan, Start
@@ -41,6 +42,8 @@ __all__ = ["Analyzer", "StageReuse", "weakest"]
 
 #: Strongest first.
 EVIDENCE = ("recorded", "observed", "assumed")
+#: Stages that may read one another in a row.
+DEEPEST = 100
 
 
 def weakest(*levels: str) -> str:
@@ -134,11 +137,28 @@ class Analyzer:
         self.outer = global_args(build)
         self.timelines: Tuple[Timeline, ...] = tuple(self._complete(t) for t in timelines(build))
         self.target = target_index(build)
+        self._check_depth()
         self._stages: Dict[int, StageReuse] = {}
         self._keys: Dict[int, Tuple[Tuple[str, ...], Dict[int, Manifest]]] = {}
         self._verdicts: Dict[Tuple[Any, ...], Verdict] = {}
         self._manifests: Dict[Tuple[str, ...], Manifest] = {}
+        self._images: Dict[int, FrozenSet[str]] = {}
         self._thin: Dict[int, Tuple[Optional[ThinLayer], str]] = {}
+
+    def _check_depth(self) -> None:
+        """:raises OfflineRebuildError: ``dockerfile-unsupported`` for stages that stand on each other too deep."""
+        depth: List[int] = []
+        for timeline in self.timelines:
+            below = {stage for step in timeline.steps for stage in step.stages}
+            depth.append(1 + max((depth[stage] for stage in below), default=0))
+            if depth[-1] > DEEPEST:
+                raise OfflineRebuildError(
+                    "dockerfile-unsupported",
+                    f"more than {DEEPEST} stages read one another in a row",
+                    "join some of the stages",
+                    file=self.build.dockerfile.file,
+                    line=self.build.dockerfile.stages[timeline.index].from_instruction.line,
+                )
 
     def _complete(self, timeline: Timeline) -> Timeline:
         base = self.base_of(timeline)
@@ -268,13 +288,13 @@ class Analyzer:
     def _record(self, image: Image, timeline: Timeline) -> Optional[StageRecord]:
         """The record that fits a stage best: same base name, most keys in common."""
         best: Optional[StageRecord] = None
-        most = -1
+        most = (-1, -1)
         for record in self.records.of(image.id, image.config_digest):
             common = _common(record.keys, self.keys(timeline.index)[0])
             texts = _common(record.texts, [canonical(s.instruction) for s in timeline.steps])
-            if max(common, texts) > most:
-                best, most = record, max(common, texts)
-        return best if best is not None and (most > 0 or best.base == timeline.base) else None
+            if (common, texts) > most:
+                best, most = record, (common, texts)
+        return best if best is not None and (max(most) > 0 or best.base == timeline.base) else None
 
     def thin(self, index: int) -> Tuple[Optional[ThinLayer], str]:
         """:returns: the thin layer for what follows a stage's reuse point, or why there is none."""
@@ -391,7 +411,8 @@ class Analyzer:
         if record.base != timeline.base:
             return replace(candidate, alignment=None, reason=f"FROM was {record.base} and is {timeline.base}")
         keys, manifests = self.keys(timeline.index)
-        proven = min(_common(record.keys, keys), alignment.matched, len(record.positions) - 1)
+        same_images, another = self._same_images(record, timeline)
+        proven = min(_common(record.keys, keys), alignment.matched, len(record.positions) - 1, same_images)
         pairs = list(zip(alignment.positions, record.positions))
         if any(b not in (a, -1) for a, b in pairs[: proven + 1]):
             return replace(candidate, alignment=None, reason="the record does not fit the image's history")
@@ -403,10 +424,44 @@ class Analyzer:
         reason = ""
         changes: Tuple[FileChange, ...] = ()
         if proven < len(timeline.steps):
-            reason, changes = self._recorded_reason(record, timeline, manifests, differs, alignment)
+            if differs == same_images:
+                reason = f"the image {another} that it reads is another than then"
+            else:
+                reason, changes = self._recorded_reason(record, timeline, manifests, differs, alignment)
         return replace(
             candidate, alignment=alignment, proven=proven, reason=reason, evidence="recorded", changes=changes
         )
+
+    def images_of(self, index: int) -> Dict[str, str]:
+        """The other images that go into a stage (``--from``, mounts, bases of its source stages), for a record.
+
+        :returns: name to config digest, ``""`` for one that is not on the host.
+        """
+        names = {name for step in self.timelines[index].steps for name in self._images_of_step(step)}
+        found = {name: self.store.find(name) for name in names}
+        return {name: image.config_digest if image is not None else "" for name, image in found.items()}
+
+    def _images_of_step(self, step: Step) -> FrozenSet[str]:
+        names = {value for kind, value in (*step.mounts, (step.kind, step.source)) if kind == "image"}
+        for stage in step.stages:
+            if stage not in self._images:
+                timeline = self.timelines[stage]
+                own = set() if timeline.base == "scratch" else {timeline.base}
+                self._images[stage] = frozenset(own.union(*(self._images_of_step(s) for s in timeline.steps)))
+            names |= self._images[stage]
+        return frozenset(names)
+
+    def _same_images(self, record: StageRecord, timeline: Timeline) -> Tuple[int, str]:
+        """How many instructions read the images that they read then, and the first that is another.
+
+        An image that is not here now is taken for the one of then, as the base is.
+        """
+        for place, step in enumerate(timeline.steps):
+            for name in sorted(self._images_of_step(step)):
+                now = self.store.find(name)
+                if now is not None and record.images.get(name) != now.config_digest:
+                    return place, name
+        return len(timeline.steps), ""
 
     def _recorded_reason(
         self, record: StageRecord, timeline: Timeline, manifests: Mapping[int, Manifest], place: int, found: Alignment
@@ -430,7 +485,8 @@ class Analyzer:
     def _verdict(self, alignment: Alignment, timeline: Timeline, place: int) -> Verdict:
         entry = alignment.entry(place)
         layers = alignment.image.diff_ids[: alignment.layers_before(place) + 1]
-        key = (timeline.index, place, layers, entry.created_by if entry else "")
+        workdir = str(alignment.states[place].config.get("WorkingDir") or "/")
+        key = (timeline.index, place, layers, entry.created_by if entry else "", workdir)
         if key not in self._verdicts:
             self._verdicts[key] = self._weigh(alignment, timeline.steps[place], place)
         return self._verdicts[key]
@@ -441,6 +497,8 @@ class Analyzer:
         if step.kind == "run":
             return self._weigh_run(alignment, step, place)
         if step.kind == "remote":
+            if sources_of(step):
+                return Verdict("it copies addresses and files of the context at once, and there is no record of it")
             return Verdict(evidence="assumed", assumed=(f"line {step.instruction.line}: what the address gives",))
         if step.kind == "context":
             return self._compare(alignment, place, self.context, "")
@@ -480,8 +538,12 @@ class Analyzer:
         for kind, value in step.mounts:
             if kind == "context":
                 return Verdict(f"it reads {value} of the context through a mount, and there is no record of it")
-            if kind == "stage" and not self.stage(value).whole:
-                return Verdict(f"stage {self.timelines[value].name or value} is not wholly inside an image")
+            if kind == "stage":
+                source, name = self.stage(value), self.timelines[value].name or value
+                if not source.whole:
+                    return Verdict(f"stage {name} is not wholly inside an image")
+                if _is_newer(source, alignment.entry(place)):
+                    return Verdict(f"stage {name} is in an image that was made after it: it cannot have read that")
         return Verdict(evidence="assumed" if assumed else "observed", assumed=tuple(assumed))
 
     def _compare(self, alignment: Alignment, place: int, tree: Any, origin: str) -> Verdict:
@@ -511,6 +573,21 @@ class Analyzer:
         if not changes:
             return Verdict()
         return Verdict(_files_reason(changes, origin), changes=changes)
+
+
+def _is_newer(source: StageReuse, entry: Optional[HistoryEntry]) -> bool:
+    """Whether a stage's image was made after a history entry, as far as their times tell."""
+    assert source.alignment is not None
+    history = source.alignment.image.history[source.alignment.boundary : source.alignment.positions[-1]]
+    times = [_instant(e.created) for e in history if e.layer is not None]
+    ran = _instant(entry.created) if entry is not None else ""
+    return bool(ran) and any(time > ran for time in times)
+
+
+def _instant(text: str) -> str:
+    """An RFC 3339 time in UTC in a form that sorts (Go leaves zeros out at the end); ``""`` for any other."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", text)
+    return "" if found is None else f"{found.group(1)}.{(found.group(2) or ''):0<9}"
 
 
 def made_here(image: Image) -> bool:

@@ -100,6 +100,8 @@ def execute(request: Request) -> Outcome:
     except OfflineRebuildError as error:
         error.host = socket.gethostname()
         raise
+    except OSError as error:
+        raise _of_system(error) from error
 
 
 def _execute(request: Request) -> Outcome:
@@ -180,6 +182,18 @@ def _carry_out(request: Request, docker: Docker, planner: Planner, clock: float)
     return Outcome(True, _summary(plans[-1]), plan=plans[-1], release=document, timings=timings)
 
 
+def _of_system(error: OSError) -> OfflineRebuildError:
+    """:returns: what the host refused, as an error that an operator can read."""
+    made = OfflineRebuildError(
+        "host-refused",
+        f"the host refused it: {error.strerror or error}",
+        "see permissions and free space there; the run needs root",
+        file=os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None,
+    )
+    made.host = socket.gethostname()
+    return made
+
+
 def survey(request: Request) -> List[Need]:
     """:returns: the images that the project needs, and whether they are here.
 
@@ -192,6 +206,8 @@ def survey(request: Request) -> List[Need]:
     except OfflineRebuildError as error:
         error.host = socket.gethostname()
         raise
+    except OSError as error:
+        raise _of_system(error) from error
 
 
 def open_project(docker: Docker, request: Any) -> Project:
@@ -253,6 +269,7 @@ def _preflight(info: EngineInfo, plan: Plan, request: Request) -> None:
 
 
 def _existing_parent(path: str) -> str:
+    path = os.path.abspath(path)
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path

@@ -13,7 +13,7 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequ
 
 from .dockerfile import Dockerfile, Instruction, Stage, expand, parse_trigger
 from .errors import OfflineRebuildError
-from .gofmt import go_duration, go_list, go_quote
+from .gofmt import go_duration, go_list, go_quote, go_rune
 from .instructions import parse_heredoc
 from .shellword import Lexer
 
@@ -129,7 +129,8 @@ def _error(build: BuildInput, line: int, message: str, code: str = "dockerfile-s
     return OfflineRebuildError(code, message, remedy, file=build.dockerfile.file, line=line)
 
 
-def _is_remote(source: str) -> bool:
+def is_remote(source: str) -> bool:
+    """:returns: whether ADD takes the source for an address (isHTTPSource, ParseGitRef)."""
     return source.startswith(("http://", "https://", "git://", "git@", "ssh://"))
 
 
@@ -143,18 +144,20 @@ def _step(build: BuildInput, stage: Stage, instruction: Instruction, onbuild: bo
         if keyword == "COPY" and origin:
             found = build.dockerfile.find_stage(origin)
             kind, source = ("image", origin) if found is None else ("stage", found.index)
-        elif any(_is_remote(text) for text in instruction.sources):
+        elif keyword == "ADD" and any(is_remote(text) for text in instruction.sources):
             kind = "remote"
         else:
             kind = "context"
     elif keyword == "RUN":
         kind = "run"
         for mount in instruction.mounts:
-            if mount.type not in ("bind", "cache"):
+            if mount.type not in ("bind", "cache") and "$" not in mount.type:
                 continue
             if not mount.from_:
                 if mount.type == "bind":
                     mounts.append(("context", mount.source or "/"))
+                elif mount.type != "cache":  # which type it is, a variable says: it may read all of the context
+                    mounts.append(("context", "/"))
                 continue
             found = build.dockerfile.find_named(mount.from_)
             mounts.append(("image", mount.from_) if found is None else ("stage", found.index))
@@ -242,7 +245,8 @@ class State:
     :param config: the ``config`` section of the image, as in the OCI image spec with Docker's additions.
     :param env: what expansion and RUN see: the config's Env and the ARGs in scope.
     :param args: ARGs declared so far, in order, with their values.
-    :param cmd_set: whether CMD was given in this build (an ENTRYPOINT then keeps it).
+    :param cmd_set: whether CMD was given in this stage (an ENTRYPOINT then keeps it).
+    :param stage: the stage of the last instruction; -1 before the first.
     """
 
     config: Dict[str, Any]
@@ -250,10 +254,19 @@ class State:
     args: List[Tuple[str, Optional[str]]] = field(default_factory=list)
     cmd_set: bool = False
     author: str = ""
+    stage: int = -1
 
     def copy(self) -> "State":
         """:returns: an independent copy."""
-        return State(copy.deepcopy(self.config), dict(self.env), list(self.args), self.cmd_set, self.author)
+        return State(copy.deepcopy(self.config), dict(self.env), list(self.args), self.cmd_set, self.author, self.stage)
+
+    def enter(self, stage: int) -> None:
+        """``FROM stage`` (dispatchState.init): ARGs and config go on, triggers and whether CMD was given do not."""
+        if self.stage not in (-1, stage):
+            self.cmd_set = False
+            if self.config.get("OnBuild"):
+                self.config["OnBuild"] = None
+        self.stage = stage
 
 
 @dataclass(frozen=True)
@@ -283,6 +296,8 @@ def start_state(config: Mapping[str, Any]) -> State:
     section["Env"] = env_list
     if section.get("OnBuild"):
         section["OnBuild"] = None
+    if str(section.get("WorkingDir") or "").startswith("/"):
+        section["WorkingDir"] = join_workdir("/", section["WorkingDir"])
     return State(section, env, author=str(config.get("author") or ""))
 
 
@@ -306,6 +321,7 @@ def dispatch(state: State, step: Step, build: BuildInput, outer: Mapping[str, st
 
     :param outer: :func:`global_args`.
     """
+    state.enter(step.stage)
     instruction = (
         expand(step.instruction, state.env, build.lexer) if step.instruction.keyword != "ARG" else (step.instruction)
     )
@@ -346,7 +362,7 @@ def _arg(state: State, ins: Instruction, _step: Step, build: BuildInput, outer: 
     declared: List[str] = []
     for key, default in ins.pairs:
         value: Optional[str] = None
-        own = None if default is None else build.lexer.process_word(default, state.env)
+        own = None if default is None else _default(default, key, state, ins, build)
         if key in build.args:
             value = build.args[key]
         elif own is not None:
@@ -360,6 +376,19 @@ def _arg(state: State, ins: Instruction, _step: Step, build: BuildInput, outer: 
         declared.append(key if own is None else f"{key}={own}")
     # Up to BuildKit 0.13 the entry has the default, later the value. What the value does shows in ENV and RUN.
     return Outcome(ins, tuple(dict.fromkeys(("ARG " + " ".join(texts), "ARG " + " ".join(declared)))), False)
+
+
+def _default(default: str, key: str, state: State, ins: Instruction, build: BuildInput) -> Optional[str]:
+    """An ARG's default, expanded. An error in it counts only where no build arg overrides it (dispatchArg)."""
+    try:
+        return build.lexer.process_word(default, state.env)
+    except OfflineRebuildError as error:
+        if key in build.args:
+            return None
+        raise OfflineRebuildError(
+            error.code, error.message, "Give the variable a value (build arg or ENV), or correct the expression.",
+            build.dockerfile.file, ins.line,
+        ) from None  # fmt: skip
 
 
 def shell_of(state: State) -> List[str]:
@@ -381,9 +410,17 @@ def run_prefixes(state: State) -> Tuple[str, ...]:
     forms = []
     for values in (seen, declared):
         forms.append(f"|{len(values)} " + "".join(f"{k}={v} " for k, v in values.items()) if values else "")
+    # A derived Dockerfile does not declare an ARG again that an ENV hides: RUN sees the same with and without it.
+    kept = {key: value for key, value in seen.items() if not hidden_by_env(state, key)}
+    forms.append(f"|{len(kept)} " + "".join(f"{k}={v} " for k, v in kept.items()) if kept else "")
     if len(declared) != len(state.args):
         forms.append(f"|{len(state.args)} " + "".join(f"{k}={v or ''} " for k, v in state.args))
     return tuple(dict.fromkeys(forms))
+
+
+def hidden_by_env(state: State, key: str) -> bool:
+    """:returns: whether what RUN sees under an ARG's name is the value that ENV gave it."""
+    return f"{key}={state.env.get(key, '')}" in (state.config.get("Env") or [])
 
 
 def _run(state: State, ins: Instruction, *_: Any) -> Outcome:
@@ -404,6 +441,8 @@ def _run(state: State, ins: Instruction, *_: Any) -> Outcome:
             argv = shell_of(state) + [text]
     else:
         argv = _argv(state, ins)
+        if ins.is_json and len(argv) > 1:
+            hidden.append("where the words of its exec form end")
     for flag in ("mount", "network", "security", "device"):
         if ins.flag(flag) is not None:
             hidden.append(f"--{flag}")
@@ -471,7 +510,7 @@ def _healthcheck(state: State, ins: Instruction, *_: Any) -> Outcome:
     state.config["Healthcheck"] = value
     test = go_quote(list(spec.test))
     spoken = [f'"{go_duration(number)}"' for _, number in times]
-    retries = "'" + (f"\\x{spec.retries:02x}" if spec.retries < 32 else chr(spec.retries)) + "'"
+    retries = go_rune(spec.retries)
     named = " ".join(f"{key}:{go_duration(number)}" for key, number in times)
     texts = (
         f"HEALTHCHECK &{{{test} {' '.join(spoken)} {retries}}}",

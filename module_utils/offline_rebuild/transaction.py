@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -365,8 +366,7 @@ class _Transaction:
             try:
                 rc = process.wait(self.options.gate_timeout + _UP_EXTRA)
             except subprocess.TimeoutExpired:
-                process.terminate()
-                rc = process.wait() or 1
+                rc = _end(process)
         with open(path, encoding="utf-8", errors="replace") as said:
             text = "\n".join(said.read().splitlines()[-10:])
         os.unlink(path)
@@ -492,6 +492,17 @@ class _Transaction:
     def _say(self, event: str, text: str, release: str = "") -> None:
         self.journal.audit(event, release, text=text, operator=self.options.operator, change_id=self.options.change_id)
         self.on_event(event, text)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """End a process and its children, which are a group of their own. :returns: a code that is not 0."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            return process.wait(15.0) or 1
+        except (subprocess.TimeoutExpired, ProcessLookupError):
+            continue
+    return process.wait() or 1
 
 
 def _names_and_ids(images: Iterable[Mapping[str, Any]], wanted: Iterable[str]) -> Tuple[Dict[str, str], Set[str]]:

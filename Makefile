@@ -1,0 +1,84 @@
+# Everything here is safe to repeat, and quick when nothing is left to do. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+# The environment variables a run understands
+N ?= 2
+ENGINE ?= trixie
+STORE ?= classic
+NAME ?= hosts
+SCENARIO ?= default
+
+PY := .venv/bin/python
+# molecule, ansible and the linters call each other by name
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# every shell script, whatever its name
+SHELL_SCRIPTS = $(shell grep -lE '^\#!/(usr/)?bin/(env )?(ba)?sh' $$(git ls-files -co --exclude-standard 2>/dev/null) 2>/dev/null)
+export PYTHONPATH := $(CURDIR)
+export ENGINE STORE
+
+.PHONY: help setup demo demo-down test test-all lint unit molecule test-scenario hosts hosts-down hosts-list \
+	bench-rebuild bench-context lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: ## virtual environment from the lock file, and a Docker engine if none runs
+	@scripts/setup
+
+demo: setup ## the whole story on two air-gapped test hosts
+	@if [ "$$(head -n 1 scripts/demo | grep -c python)" = 1 ]; then $(PY) scripts/demo; else scripts/demo; fi
+
+demo-down: ## remove all that the demo made
+	@scripts/demo down
+
+test: lint unit molecule ## lint, unit tests and the molecule scenario of the main job
+
+test-all: lint unit ## as test, on each of the five engine and image store combinations
+	@for pair in bookworm:classic trixie:classic trixie:containerd testing:classic testing:containerd; do
+	    echo "== $$pair"
+	    OFR_ENGINE="$${pair%:*}" OFR_STORE="$${pair#*:}" $(MAKE) --no-print-directory molecule
+	done
+
+lint: setup ## ruff, mypy, yamllint, ansible-lint, shellcheck
+	@ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	ansible-lint --offline --profile production
+	shellcheck $(SHELL_SCRIPTS)
+
+unit: setup ## the fast tests
+	@$(PY) -m pytest tests/unit
+
+molecule: setup
+	@molecule test --no-command-borders --scenario-name "$(SCENARIO)"
+
+test-scenario: molecule ## one molecule scenario: SCENARIO=name
+
+hosts: setup ## N test hosts (ENGINE=bookworm|trixie|testing STORE=classic|containerd NAME=hosts) and their inventory
+	@$(PY) -m tests.hosts up --name "$(NAME)" --count "$(N)" --engine "$(ENGINE)" --store "$(STORE)" $(if $(CONNECTED),--connected) $(if $(FRESH),--fresh)
+
+hosts-down: ## remove the test hosts called NAME
+	@$(PY) -m tests.hosts down --name "$(NAME)"
+
+hosts-list: ## the test hosts that are up
+	@$(PY) -m tests.hosts list
+
+bench-rebuild: setup ## a rebuild on an air-gapped host against the connected ideal
+	@$(PY) benchmarks/bench_rebuild.py
+
+bench-context: setup ## digest of a large build context
+	@$(PY) benchmarks/bench_context.py
+
+lock: ## make requirements.txt anew from requirements.in
+	@uv pip compile requirements.in --upgrade --generate-hashes --universal --python-version 3.12 \
+	    --no-emit-index-url --no-header --no-annotate --quiet -o requirements.txt
+
+clean: ## remove test hosts, their images, caches and the virtual environment
+	@[ ! -x $(PY) ] || $(PY) -m tests.hosts clean
+	rm -rf .cache .hosts .pytest_cache .mypy_cache .ruff_cache .hypothesis .ansible results .venv
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
