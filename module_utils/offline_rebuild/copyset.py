@@ -1,10 +1,10 @@
 """What a COPY or ADD of local files writes, and whether a layer holds exactly that.
 
-:func:`copy_set` plays the instruction against the state of the image before it, as BuildKit does. Its rules are those
-of (read, not copied): ``frontend/dockerfile/dockerfile2llb/convert_copy.go``, ``solver/llbsolver/file/backend.go`` and
-``solver/llbsolver/ops/user_linux.go`` of moby/buildkit, ``copy/copy.go``, ``copy/copy_linux.go`` and ``copy/mkdir.go`` of tonistiigi/fsutil, ``fs/path.go`` of
-containerd/continuity, ``mode.go`` of tonistiigi/dchapes-mode, Go's ``filepath.Match``. tests/engine holds them against
-real engines.
+:func:`copy_set` plays the instruction against the state of the image before it, as BuildKit does. Its rules are
+those of (read, not copied): ``frontend/dockerfile/dockerfile2llb/convert_copy.go``,
+``solver/llbsolver/file/backend.go`` and ``solver/llbsolver/ops/user_linux.go`` of moby/buildkit, ``copy/copy.go``,
+``copy/copy_linux.go`` and ``copy/mkdir.go`` of tonistiigi/fsutil, ``fs/path.go`` of containerd/continuity, ``mode.go``
+of tonistiigi/dchapes-mode, Go's ``filepath.Match``. tests/engine holds them against real engines.
 
 BuildKit's versions differ in few places, all about ``--chmod``; :data:`BEHAVIOURS` numbers them, and a layer must agree
 with one of them throughout:
@@ -23,7 +23,7 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Pattern, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Pattern, Sequence, Set, Tuple
 
 from .errors import OfflineRebuildError
 from .layers import Layer, LayerEntry, TooManyLinks, keep_xattr, resolve_in_root
@@ -169,7 +169,11 @@ class _Tree:
         elif kind in ("fifo", "char", "block", "unknown"):
             kind = "special"
         return _Source(
-            kind, entry.mode, getattr(entry, "uid", 0), getattr(entry, "gid", 0), size if kind == "file" else 0,
+            kind,
+            entry.mode,
+            getattr(entry, "uid", 0),
+            getattr(entry, "gid", 0),
+            size if kind == "file" else 0,
             entry.link or "" if kind == "symlink" else "",
             tuple(pair for pair in entry.xattrs if keep_xattr(pair[0]) and (has_owner or pair[0] != _CAPABILITY)),
             int(getattr(entry, "mtime_ns", getattr(entry, "mtime", 0))),
@@ -222,13 +226,10 @@ class _Tree:
 
 def _tree_of(context: Any) -> _Tree:
     """The tree of a context, made once per context object."""
-    tree = getattr(context, "_copyset_tree", None)
+    tree = vars(context).get("_copyset_tree")
     if not isinstance(tree, _Tree):
         tree = _Tree(context)
-        try:
-            context._copyset_tree = tree
-        except AttributeError:
-            pass
+        vars(context)["_copyset_tree"] = tree
     return tree
 
 
@@ -251,15 +252,15 @@ def _has_wildcards(text: str) -> bool:
 
 def _class(pattern: str, index: int) -> Tuple[str, int]:
     """The bracket expression that begins after ``[`` at ``index``: its regular expression and where it ends."""
-    negated = pattern[index:index + 1] == "^"
+    negated = pattern[index : index + 1] == "^"
     index += 1 if negated else 0
     items: List[str] = []
     while True:
-        if pattern[index:index + 1] == "]" and items:
+        if pattern[index : index + 1] == "]" and items:
             break
         low, index = _class_char(pattern, index)
         high = low
-        if pattern[index:index + 1] == "-":
+        if pattern[index : index + 1] == "-":
             high, index = _class_char(pattern, index + 1)
         if low <= high:
             items.append(re.escape(low) + "-" + re.escape(high))
@@ -273,15 +274,15 @@ def _class(pattern: str, index: int) -> Tuple[str, int]:
 
 
 def _class_char(pattern: str, index: int) -> Tuple[str, int]:
-    char = pattern[index:index + 1]
+    char = pattern[index : index + 1]
     if char in ("", "-", "]"):
         raise ValueError(pattern)
     if char == "\\":
         index += 1
-        char = pattern[index:index + 1]
+        char = pattern[index : index + 1]
         if not char:
             raise ValueError(pattern)
-    if not pattern[index + 1:index + 2]:
+    if not pattern[index + 1 : index + 2]:
         raise ValueError(pattern)  # the class has no end
     return char, index + 1
 
@@ -325,6 +326,26 @@ _BITS = {"r": 0o444, "w": 0o222, "x": 0o111}
 _WHO = {"a": _STANDARD, "u": 0o4700, "g": 0o2070, "o": 0o0007}
 
 
+def _clause(whom: str, changes: str) -> Iterator[Tuple[int, int, bool]]:
+    """Bits to clear, bits to set, and whether only where something is executable, for each change of a clause."""
+    who = 0
+    for char in whom:
+        who |= _WHO[char]
+    for operator, letters in re.findall(r"([+=-])([rwxX]*)", changes):
+        bits = 0
+        for char in letters:
+            bits |= _BITS.get(char, 0)
+        masked = bits & who if who else bits
+        if operator == "=":
+            yield who or _STANDARD, masked, False
+        elif operator == "-":
+            yield masked, 0, False
+        else:
+            yield 0, masked, False
+            if "X" in letters:
+                yield 0, 0o111 & who if who else 0o111, True
+
+
 def _symbolic(text: str) -> Callable[[int, bool], int]:
     """A symbolic mode as a function of (mode, is a directory), umask 0 (tonistiigi/dchapes-mode, mode.go).
 
@@ -333,28 +354,11 @@ def _symbolic(text: str) -> Callable[[int, bool], int]:
     """
     if not _SYMBOLIC.match(text):
         raise _Unsupported(f"--chmod={text}")
+    if "s" in text or "t" in text:
+        raise _Unsupported(f"--chmod={text}: s and t")
     if "X" in text and re.findall(r"[+=-]", text) != ["+"]:
         raise _Unsupported(f"--chmod={text}: X together with other changes")
-    steps: List[Tuple[int, int, bool]] = []  # bits to clear, bits to set, only where something is executable
-    for match in _CLAUSE.finditer(text):
-        who = 0
-        for char in match.group(1):
-            who |= _WHO[char]
-        for operator, letters in re.findall(r"([+=-])([rwxXst]*)", match.group(2)):
-            if "s" in letters or "t" in letters:
-                raise _Unsupported(f"--chmod={text}: s and t")
-            bits = 0
-            for char in letters:
-                bits |= _BITS.get(char, 0)
-            masked = bits & who if who else bits
-            if operator == "=":
-                steps.append((who or _STANDARD, masked, False))
-            elif operator == "-":
-                steps.append((masked, 0, False))
-            else:
-                steps.append((0, masked, False))
-                if "X" in letters:
-                    steps.append((0, 0o111 & who if who else 0o111, True))
+    steps = [step for clause in _CLAUSE.finditer(text) for step in _clause(clause.group(1), clause.group(2))]
 
     def apply(mode: int, is_dir: bool) -> int:
         new = mode
@@ -598,9 +602,12 @@ class _Play:
             elif there.type != "dir":
                 raise _Unsupported(f"/{target} is no directory in the image")
             else:
-                self._store(target, CopyEntry(
-                    "dir", (item.mode,) * BEHAVIOURS, there.uid, there.gid, 0, "", there.xattrs, source, item.mtime
-                ))
+                self._store(
+                    target,
+                    CopyEntry(
+                        "dir", (item.mode,) * BEHAVIOURS, there.uid, there.gid, 0, "", there.xattrs, source, item.mtime
+                    ),
+                )
         del pending[:]
 
     def _put_folder(self, item: _Source, source: str, target: str) -> None:
@@ -615,10 +622,20 @@ class _Play:
         kept.update(item.xattrs)
         if self.rules.link and there is not None and there.xattrs:
             raise _Unsupported(f"--link over /{target}, which has extended attributes")
-        self._store(target, CopyEntry(
-            "dir", self.rules.chmod.of(item.mode, True), uid, gid, 0, "", tuple(sorted(kept.items())), source,
-            item.mtime,
-        ))
+        self._store(
+            target,
+            CopyEntry(
+                "dir",
+                self.rules.chmod.of(item.mode, True),
+                uid,
+                gid,
+                0,
+                "",
+                tuple(sorted(kept.items())),
+                source,
+                item.mtime,
+            ),
+        )
 
     def _file(self, tree: _Tree, source: str, item: _Source, target: str) -> None:
         """A file or link: what is there is removed first; a directory cannot be."""
@@ -629,9 +646,10 @@ class _Play:
             raise _Unsupported(f"/{target} is a directory in the image, and a file goes there")
         uid, gid = self.rules.owner or (item.uid, item.gid)
         modes = (0o777,) * BEHAVIOURS if item.type == "symlink" else self.rules.chmod.of(item.mode, False)
-        self._store(target, CopyEntry(
-            item.type, modes, uid, gid, item.size, item.link, item.xattrs, source, item.mtime, None, tree
-        ))
+        self._store(
+            target,
+            CopyEntry(item.type, modes, uid, gid, item.size, item.link, item.xattrs, source, item.mtime, None, tree),
+        )
 
     def heredoc(self, name: str, data: bytes, dest: str) -> None:
         """A heredoc's content, as a file 0644 in a tree of its own."""
@@ -685,7 +703,7 @@ def _matches(tree: _Tree, source: str, fail: Callable[[str], Exception]) -> List
             raise fail(_missing(source, clean, tree))
         return [(base, parts[-1] if parts else "")]
     tree.has(base, base != "/".join(fixed))
-    found = _walk(tree, base, "/".join(parts[len(fixed):]))
+    found = _walk(tree, base, "/".join(parts[len(fixed) :]))
     return [_follow(tree, path, source, fail) for path in found]
 
 
@@ -702,7 +720,7 @@ def _follow(tree: _Tree, path: str, source: str, fail: Callable[[str], Exception
     try:
         real = resolve_in_root(path, tree.lookup)
     except TooManyLinks:
-        real = path + '/'
+        real = path + "/"
     if not tree.has(real, real != path):
         raise fail(f"{path}, found by {source}, is a symbolic link that leads nowhere in the build context")
     return real, path.rpartition("/")[2]
@@ -741,7 +759,7 @@ def copy_set(
     context: Any,
     workdir: str,
     lookup: Lookup,
-    resolve: Optional[Callable[[str], str]] = None,
+    resolve: Optional[Callable[[str], str]] = None,  # noqa: ARG001
     owner_lookup: Optional[Reader] = None,
     file: str = "",
 ) -> CopySet:
@@ -763,13 +781,20 @@ def copy_set(
 
 
 def _play(
-    instruction: Any, context: Any, workdir: str, lookup: Lookup,
-    owner_lookup: Optional[Reader], file: str,
+    instruction: Any,
+    context: Any,
+    workdir: str,
+    lookup: Lookup,
+    owner_lookup: Optional[Reader],
+    file: str,
 ) -> CopySet:
     def fail(message: str) -> Exception:
         return OfflineRebuildError(
-            "copy-source", f"{instruction.keyword}: {message}", "put the file there, or mend the instruction",
-            file or None, instruction.line,
+            "copy-source",
+            f"{instruction.keyword}: {message}",
+            "put the file there, or mend the instruction",
+            file or None,
+            instruction.line,
         )
 
     rules = _rules(instruction, owner_lookup)
@@ -825,9 +850,11 @@ def _exclusions(patterns: Sequence[str]) -> Any:
 
 def _check_source(keyword: str, source: str) -> None:
     """Refuse what is no local path (isHTTPSource, dfgitutil.ParseGitRef)."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|git@|github\.com/", source) or (
-        keyword == "ADD" and re.search(r"\.git(?:#|\Z)", source)
-    ) or re.match(r"[^/\s]+@[^/\s]+:", source):
+    if (
+        re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|git@|github\.com/", source)
+        or (keyword == "ADD" and re.search(r"\.git(?:#|\Z)", source))
+        or re.match(r"[^/\s]+@[^/\s]+:", source)
+    ):
         raise _Unsupported(f"{source} is no local path")
 
 
@@ -878,9 +905,7 @@ _TEXT_LIMIT = 4 << 20
 _MANY = 200
 
 
-def compare(
-    copyset: CopySet, layer: Layer, lookup_before: Lookup, modes: str = "exact"
-) -> List[FileChange]:
+def compare(copyset: CopySet, layer: Layer, lookup_before: Lookup, modes: str = "exact") -> List[FileChange]:
     """Whether a layer is exactly what the instruction would write; what differs, if not.
 
     The rule is equality of the final state: each path of the set has in the image, after the layer, the type, mode,
@@ -917,7 +942,12 @@ def _behaviours(copyset: CopySet) -> List[int]:
 
 class _Comparison:
     def __init__(
-        self, copyset: CopySet, layer: Layer, before: Lookup, behaviour: int, image_modes: bool,
+        self,
+        copyset: CopySet,
+        layer: Layer,
+        before: Lookup,
+        behaviour: int,
+        image_modes: bool,
         known: Dict[str, Tuple[Tuple[str, ...], str]],
     ) -> None:
         self.set = copyset

@@ -18,7 +18,7 @@ from .stage import DEFAULT_PATH, Outcome, Step, join_workdir, set_env, split_env
 __all__ = ["STEP_COMMENT", "THIN_COMMENT", "UNKNOWN", "config_at", "is_redundant_arg", "matches", "touches"]
 
 NOP = re.compile(r"^(?:/bin/sh -c|cmd /S /C|powershell.*?) #\(nop\) +")
-_SUFFIX = " # buildkit"
+BUILDKIT_SUFFIX = " # buildkit"
 _CLASSIC_COPY = re.compile(r"^(COPY|ADD) (?:--chown=(\S+) )?(?:file|dir|multi):[0-9a-f]+ in (.*?) ?$", re.DOTALL)
 #: Comment of the history entry that a thin layer has; nothing in a Dockerfile stands behind it.
 THIN_COMMENT = "offline-rebuild.thin"
@@ -56,7 +56,7 @@ def matches(entry: HistoryEntry, outcome: Outcome, step: Step, workdir: str) -> 
         return _matches_classic(text[classic.end() :], outcome, step, workdir)
     if entry.comment.startswith("buildkit"):
         return False
-    plain = {form[: -len(_SUFFIX)] for form in outcome.created_by if form.endswith(_SUFFIX)}
+    plain = {form[: -len(BUILDKIT_SUFFIX)] for form in outcome.created_by if form.endswith(BUILDKIT_SUFFIX)}
     if step.kind == "run":  # the classic builder and buildah leave the bare command
         return has_layer and any(text == form[len("RUN ") :] for form in plain)
     return text == " ".join(step.instruction.text.split()) and has_layer == outcome.layer
@@ -148,7 +148,7 @@ def touches(entry: HistoryEntry) -> List[Touch]:
     A value that cannot be told is :data:`UNKNOWN`. Entries of RUN, COPY and ADD touch nothing.
     """
     text = NOP.sub("", entry.created_by)
-    text = text.removesuffix(_SUFFIX)
+    text = text.removesuffix(BUILDKIT_SUFFIX)
     keyword, _, rest = text.partition(" ")
     if keyword == "ENV":
         return [("Env", key, value) for key, value in _pairs(rest)]
@@ -217,7 +217,7 @@ def _silent(entries: Sequence[HistoryEntry]) -> FrozenSet[str]:
     first = entries[0]
     if first.comment.startswith("debuerreotype"):
         return frozenset(("Cmd",))
-    docker = first.comment.startswith(("buildkit", "Imported from")) or first.created_by.endswith(_SUFFIX)
+    docker = first.comment.startswith(("buildkit", "Imported from")) or first.created_by.endswith(BUILDKIT_SUFFIX)
     shell = first.created_by.startswith(("/bin/sh -c", "/bin/bash -c", "|")) or NOP.match(first.created_by)
     return frozenset() if docker or shell else frozenset(("Env", *_MAPS, *_SCALARS))
 

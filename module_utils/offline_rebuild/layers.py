@@ -135,7 +135,7 @@ def resolve_in_root(path: str, lookup: Callable[[str], Optional[LayerEntry]]) ->
     """
     links = 0
     done: List[str] = []
-    todo = [part for part in reversed(path.split("/"))]
+    todo = path.split("/")[::-1]
     while todo:
         part = todo.pop()
         if part in ("", "."):
@@ -178,7 +178,7 @@ class EvidenceStore:
 
     def path(self, diff_id: str) -> str:
         """:returns: the file of a layer."""
-        name = diff_id.split(":")[-1]
+        name = diff_id.rpartition(":")[2]
         if not name.isalnum():
             raise OfflineRebuildError("layer-invalid", f"{diff_id!r} is no layer digest")
         return os.path.join(self.directory, name + ".json.gz")
@@ -203,8 +203,16 @@ class EvidenceStore:
             return None
         entries = {
             path: LayerEntry(
-                str(raw[0]), int(raw[1]), int(raw[2]), int(raw[3]), int(raw[4]), int(raw[5]), raw[6], str(raw[7]),
-                tuple((str(name), str(value)) for name, value in raw[8]), int(raw[9]),
+                str(raw[0]),
+                int(raw[1]),
+                int(raw[2]),
+                int(raw[3]),
+                int(raw[4]),
+                int(raw[5]),
+                raw[6],
+                str(raw[7]),
+                tuple((str(name), str(value)) for name, value in raw[8]),
+                int(raw[9]),
             )
             for path, raw in data["entries"].items()
         }
@@ -246,8 +254,10 @@ class EvidenceStore:
             if temporary and os.path.exists(temporary):
                 os.unlink(temporary)
             raise OfflineRebuildError(
-                "state-write", f"the evidence cannot be written: {error.strerror or error}",
-                "see the free space and the rights of the state directory", file=target,
+                "state-write",
+                f"the evidence cannot be written: {error.strerror or error}",
+                "see the free space and the rights of the state directory",
+                file=target,
             ) from None
 
 
@@ -256,8 +266,13 @@ class EvidenceStore:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _TYPES = {
-    stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
-    stat.S_IFCHR: "char", stat.S_IFBLK: "block", stat.S_IFSOCK: "socket",
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "dir",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFCHR: "char",
+    stat.S_IFBLK: "block",
+    stat.S_IFSOCK: "socket",
 }
 
 
@@ -345,7 +360,7 @@ def _read_directory(root: str, diff_id: str, prefix: str = "") -> Layer:
 def _sees_trusted_xattrs() -> bool:
     """Whether this process may read ``trusted.*`` (capabilities(7): CAP_SYS_ADMIN); without, opaqueness is unseen."""
     try:
-        with open("/proc/self/status", "r", encoding="ascii", errors="replace") as stream:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
             for line in stream:
                 if line.startswith("CapEff:"):
                     return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
@@ -455,9 +470,9 @@ def _tar_xattrs(headers: Mapping[str, str]) -> Tuple[Tuple[str, str], ...]:
     prefix = "SCHILY.xattr."
     return tuple(
         sorted(
-            (key[len(prefix):], value.encode("utf-8", "surrogateescape").hex())
+            (key[len(prefix) :], value.encode("utf-8", "surrogateescape").hex())
             for key, value in headers.items()
-            if key.startswith(prefix) and keep_xattr(key[len(prefix):])
+            if key.startswith(prefix) and keep_xattr(key[len(prefix) :])
         )
     )
 
@@ -484,13 +499,25 @@ def _tar_entry(tar: Any, member: Any) -> LayerEntry:
             sha.update(block)
         digest = "sha256:" + sha.hexdigest()
     else:
-        for test, name in (("isdir", "dir"), ("issym", "symlink"), ("isfifo", "fifo"), ("ischr", "char"),
-                           ("isblk", "block")):
+        for test, name in (
+            ("isdir", "dir"),
+            ("issym", "symlink"),
+            ("isfifo", "fifo"),
+            ("ischr", "char"),
+            ("isblk", "block"),
+        ):
             if getattr(member, test)():
                 kind = name
     return LayerEntry(
-        kind, member.mode & 0o7777, member.uid, member.gid, size, _tar_mtime(member), digest,
-        member.linkname if kind == "symlink" else "", _tar_xattrs(member.pax_headers),
+        kind,
+        member.mode & 0o7777,
+        member.uid,
+        member.gid,
+        size,
+        _tar_mtime(member),
+        digest,
+        member.linkname if kind == "symlink" else "",
+        _tar_xattrs(member.pax_headers),
         os.makedev(member.devmajor, member.devminor) if kind in ("char", "block") else 0,
     )
 
@@ -551,8 +578,15 @@ def read_tar_layer(stream: Any, want: Optional[Callable[[str], bool]] = None) ->
 
 def _with_content(member: Any, content: bytes) -> LayerEntry:
     return LayerEntry(
-        "file", member.mode & 0o7777, member.uid, member.gid, len(content), _tar_mtime(member),
-        "sha256:" + hashlib.sha256(content).hexdigest(), "", _tar_xattrs(member.pax_headers),
+        "file",
+        member.mode & 0o7777,
+        member.uid,
+        member.gid,
+        len(content),
+        _tar_mtime(member),
+        "sha256:" + hashlib.sha256(content).hexdigest(),
+        "",
+        _tar_xattrs(member.pax_headers),
     )
 
 
@@ -700,7 +734,8 @@ class LayerReader:
             self._saved = {layer.diff_id: layer for layer, _ in self._stream_saved(None)}
         if diff_id not in self._saved:
             raise OfflineRebuildError(
-                "layer-missing", f"the engine does not give out the layer {diff_id} of {self._name()}",
+                "layer-missing",
+                f"the engine does not give out the layer {diff_id} of {self._name()}",
                 "load the image again from its archive",
             )
         return self._saved[diff_id]
@@ -714,7 +749,8 @@ class LayerReader:
         import tarfile
 
         process = self._docker.popen("save", str(self._inspect.get("Id") or self._name()))
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|", bufsize=1 << 18) as tar:
                 for member in tar:
@@ -728,8 +764,9 @@ class LayerReader:
                     plain = _decompressed(_Hashing(stream, head), head)
                     if plain is None:
                         raise OfflineRebuildError(
-                            "layer-compression", f"a layer of {self._name()} is compressed with zstd, and this Python cannot "
-                            "read it", "save the image with gzip layers, or use Python 3.14 on the host",
+                            "layer-compression",
+                            f"a layer of {self._name()} is compressed with zstd, and this Python cannot read it",
+                            "save the image with gzip layers, or use Python 3.14 on the host",
                         )
                     yield read_tar_layer(plain, want)
         except tarfile.TarError as error:

@@ -40,6 +40,7 @@ class Settings:
     :param evidence: the least evidence accepted: ``recorded``, ``observed`` or ``assumed``.
     :param may_write: whether caches under ``state_dir`` may be written (not in check mode).
     :param run_time: seconds since the epoch, given once by the controller for all hosts.
+    :param trusting: the operator says that the tree is untouched (``prime``).
     :param thin_layers: whether thin layers may be used (tests switch them off to force the graft).
     """
 
@@ -49,6 +50,7 @@ class Settings:
     may_write: bool = False
     run_time: int = 0
     thin_layers: bool = True
+    trusting: bool = False
 
 
 class Planner:
@@ -194,6 +196,7 @@ class Planner:
             preferred=(service.image,),
             least=self.settings.evidence,
             thin_layers=self.settings.thin_layers,
+            trusting=self.settings.trusting,
         )
 
     @staticmethod
@@ -371,6 +374,7 @@ class Planner:
             StageRecord(
                 base=stage.timeline.base,
                 base_id=stage.base.id if stage.base else "",
+                triggers=tuple(((stage.base.config.get("config") or {}).get("OnBuild") or ()) if stage.base else ()),
                 boundary=found.boundary,
                 positions=tuple(positions),
                 keys=keys,

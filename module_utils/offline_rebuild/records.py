@@ -10,7 +10,7 @@ Schema of ``<state_dir>/records/<image id>.json``, version 1::
     {"schema": 1, "image": id, "config_digest": digest, "checksum": sha256 of the rest,
      "stages": [{"base": name, "base_id": id or "", "boundary": int, "positions": [int], "keys": [str],
                  "texts": [str], "manifests": {"<instruction index>": manifest digest},
-                 "images": {"<name>": config digest, "" if it was not there}}]}
+                 "triggers": [str] of the base's ONBUILD, "images": {"<name>": config digest, "" if it was not there}}]}
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class StageRecord:
     :param keys: chained key after each instruction, in the order of the timeline.
     :param positions: number of history entries after the first ``j`` instructions (one more than ``keys``).
     :param manifests: instruction index to digest of the manifest of what it took from the context.
+    :param triggers: the base's ONBUILD triggers, which ran first.
     :param images: name to config digest of every other image that went in: ``--from``, mounts, bases of other stages.
     """
 
@@ -44,6 +45,7 @@ class StageRecord:
     texts: Tuple[str, ...]
     manifests: Mapping[str, str] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
+    triggers: Tuple[str, ...] = ()
 
 
 def write_atomic(path: str, data: bytes) -> None:
@@ -96,6 +98,7 @@ class RecordStore:
                     texts=tuple(stage["texts"]),
                     manifests=dict(stage["manifests"]),
                     images=dict(stage.get("images") or {}),
+                    triggers=tuple(stage.get("triggers") or ()),
                 )
                 for stage in document["stages"]
             )

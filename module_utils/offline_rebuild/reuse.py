@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from .ancestry import Alignment, align
 from .context import Context, Manifest, diff
 from .copyset import compare, copy_set
-from .dockerfile import Instruction
+from .dockerfile import Instruction, parse_trigger
 from .errors import OfflineRebuildError
-from .history import STEP_COMMENT, THIN_COMMENT
-from .image import HistoryEntry, Image, ImageStore
+from .history import BUILDKIT_SUFFIX, NOP, STEP_COMMENT, THIN_COMMENT, config_at
+from .image import Image, ImageStore
 from .inputs import select, sources_of
 from .layers import LayerReader
 from .plan import FileChange, StagePlan, Start
@@ -54,12 +53,16 @@ def weakest(*levels: str) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one instruction is reusable: ``reason`` is empty if it is."""
+    """Whether one instruction is reusable: ``reason`` is empty if it is.
+
+    :param unprovable: nothing speaks against it, but the image cannot show it: only a record could.
+    """
 
     reason: str = ""
     evidence: str = "observed"
     assumed: Tuple[str, ...] = ()
     changes: Tuple[FileChange, ...] = ()
+    unprovable: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Analyzer:
     :param preferred: ids or names of images to prefer among equals (the one that the service's name stands for).
     :param least: the least evidence that is accepted.
     :param thin_layers: whether thin layers may be used; without them every change goes by graft.
+    :param trusting: the operator says that the tree is untouched: what an image cannot show is taken for granted.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class Analyzer:
         preferred: Sequence[str] = (),
         least: str = "assumed",
         thin_layers: bool = True,
+        trusting: bool = False,
     ) -> None:
         self.build = build
         self.context = context
@@ -134,6 +139,7 @@ class Analyzer:
         self.preferred = tuple(preferred)
         self.least = least
         self.thin_layers = thin_layers
+        self.trusting = trusting
         self.outer = global_args(build)
         self.timelines: Tuple[Timeline, ...] = tuple(self._complete(t) for t in timelines(build))
         self.target = target_index(build)
@@ -162,8 +168,62 @@ class Analyzer:
 
     def _complete(self, timeline: Timeline) -> Timeline:
         base = self.base_of(timeline)
-        triggers = ((base.config.get("config") or {}).get("OnBuild") or []) if base is not None else []
+        if base is not None:
+            triggers: Sequence[str] = (base.config.get("config") or {}).get("OnBuild") or []
+        else:
+            triggers = self._recorded_triggers(timeline.base)
         return with_base_triggers(self.build, timeline, triggers)
+
+    def _recorded_triggers(self, base: str) -> Sequence[str]:
+        """The ONBUILD triggers of a base that is not here, as a record has them from when it was."""
+        for image in self.store.all():
+            for record in self.records.of(image.id, image.config_digest):
+                if record.base == base and record.triggers:
+                    return record.triggers
+        return ()
+
+    def _hidden_trigger(self, alignment: Alignment) -> str:
+        """Why an entry before the boundary may be an ONBUILD trigger that took other files than the context has now.
+
+        A base that is not on the host hides its triggers: their entries look like its own. One that copied from this
+        context wrote paths that the same COPY would write now; if these differ, nobody can tell whose they are.
+        """
+        for place in range(alignment.boundary - 1, -1, -1):
+            entry = alignment.image.history[place]
+            text = entry.created_by
+            if text.startswith(("CMD ", "ENTRYPOINT ")) or NOP.match(text):
+                return ""  # the base's own end; triggers follow it
+            if entry.layer is None or not text.startswith(("COPY ", "ADD ")) or not text.endswith(BUILDKIT_SUFFIX):
+                continue
+            if self._is_hidden_trigger(alignment, place, text[: -len(BUILDKIT_SUFFIX)]):
+                return (
+                    f"`{text[:80]}` may be an ONBUILD trigger of the base, which is not on this host; the files that "
+                    "it took are not those of the context now"
+                )
+        return ""
+
+    def _is_hidden_trigger(self, alignment: Alignment, place: int, text: str) -> bool:
+        entry = alignment.image.history[place]
+        assert entry.layer is not None
+        reader, below = self.reader(alignment.image), entry.layer - 1
+        document, _ = config_at(alignment.image, place)
+        workdir = str((document.get("config") or {}).get("WorkingDir") or "/")
+        try:
+            wanted = copy_set(
+                parse_trigger(text),
+                self.context,
+                workdir,
+                lambda path: reader.lookup(path, below),
+                owner_lookup=lambda path: reader.content(path, below),
+            )
+        except OfflineRebuildError:
+            return False  # the context has no such source: a build with that trigger would fail as well
+        if wanted.unsupported:
+            return True
+        layer = reader.layer(entry.layer)
+        if not any(path in wanted.entries for path, found in layer.entries.items() if found.type != "dir"):
+            return False
+        return bool(compare(wanted, layer, lambda path: reader.lookup(path, below)))
 
     def base_of(self, timeline: Timeline) -> Optional[Image]:
         """:returns: the base image of a stage if it is on the host, in the right platform."""
@@ -357,6 +417,9 @@ class Analyzer:
         if alignment.unknown & {("Env", key) for _, key in alignment.unknown}:
             return replace(candidate, alignment=None, reason="the base's environment is not in the image's history")
         if not alignment.base_present:
+            trigger = self._hidden_trigger(alignment)
+            if trigger:
+                return replace(candidate, alignment=None, reason=trigger)
             evidence = "assumed"
             assumed.append(f"FROM {timeline.base}: the image does not say what it was built from (no ONBUILD in it)")
         changes: Tuple[FileChange, ...] = ()
@@ -368,6 +431,9 @@ class Analyzer:
             verdict = self._verdict(alignment, timeline, place)
             if not verdict.reason and EVIDENCE.index(verdict.evidence) > EVIDENCE.index(self.least):
                 verdict = replace(verdict, reason=f"its evidence is only {verdict.evidence}")
+            if verdict.unprovable and self.trusting:
+                said = f"line {timeline.steps[place].instruction.line}: the tree is untouched"
+                verdict = Verdict(evidence="assumed", assumed=(said,))
             if verdict.reason:
                 reason, changes = verdict.reason, verdict.changes
                 break
@@ -410,6 +476,10 @@ class Analyzer:
             return replace(candidate, alignment=None, reason=f"the base image {timeline.base} is another than then")
         if record.base != timeline.base:
             return replace(candidate, alignment=None, reason=f"FROM was {record.base} and is {timeline.base}")
+        if not record.base_id and not alignment.base_present:
+            trigger = self._hidden_trigger(alignment)
+            if trigger:
+                return replace(candidate, alignment=None, reason=trigger)
         keys, manifests = self.keys(timeline.index)
         same_images, another = self._same_images(record, timeline)
         proven = min(_common(record.keys, keys), alignment.matched, len(record.positions) - 1, same_images)
@@ -498,7 +568,8 @@ class Analyzer:
             return self._weigh_run(alignment, step, place)
         if step.kind == "remote":
             if sources_of(step):
-                return Verdict("it copies addresses and files of the context at once, and there is no record of it")
+                said = "it copies addresses and files of the context at once, and there is no record of it"
+                return Verdict(said, unprovable=True)
             return Verdict(evidence="assumed", assumed=(f"line {step.instruction.line}: what the address gives",))
         if step.kind == "context":
             return self._compare(alignment, place, self.context, "")
@@ -533,17 +604,16 @@ class Analyzer:
         assumed: List[str] = []
         for hidden in alignment.outcomes[place].hidden:
             if hidden == "the heredoc's content":
-                return Verdict("the image does not hold the content of its heredoc, and there is no record of it")
+                said = "the image does not hold the content of its heredoc, and there is no record of it"
+                return Verdict(said, unprovable=True)
             assumed.append(f"line {step.instruction.line}: {hidden}")
         for kind, value in step.mounts:
             if kind == "context":
-                return Verdict(f"it reads {value} of the context through a mount, and there is no record of it")
+                said = f"it reads {value} of the context through a mount, and there is no record of it"
+                return Verdict(said, unprovable=True)
             if kind == "stage":
-                source, name = self.stage(value), self.timelines[value].name or value
-                if not source.whole:
-                    return Verdict(f"stage {name} is not wholly inside an image")
-                if _is_newer(source, alignment.entry(place)):
-                    return Verdict(f"stage {name} is in an image that was made after it: it cannot have read that")
+                name = self.timelines[value].name or value
+                return Verdict(f"it reads stage {name} through a mount, and there is no record of it", unprovable=True)
         return Verdict(evidence="assumed" if assumed else "observed", assumed=tuple(assumed))
 
     def _compare(self, alignment: Alignment, place: int, tree: Any, origin: str) -> Verdict:
@@ -568,26 +638,11 @@ class Analyzer:
                 raise  # the build would fail as well: said before anything is touched
             return Verdict(f"{origin} does not hold what it copies: {error.message}")
         if wanted.unsupported:
-            return Verdict(f"it cannot be told what it would write: {wanted.unsupported}")
+            return Verdict(f"it cannot be told what it would write: {wanted.unsupported}", unprovable=True)
         changes = tuple(compare(wanted, reader.layer(entry.layer), lambda path: reader.lookup(path, below)))
         if not changes:
             return Verdict()
         return Verdict(_files_reason(changes, origin), changes=changes)
-
-
-def _is_newer(source: StageReuse, entry: Optional[HistoryEntry]) -> bool:
-    """Whether a stage's image was made after a history entry, as far as their times tell."""
-    assert source.alignment is not None
-    history = source.alignment.image.history[source.alignment.boundary : source.alignment.positions[-1]]
-    times = [_instant(e.created) for e in history if e.layer is not None]
-    ran = _instant(entry.created) if entry is not None else ""
-    return bool(ran) and any(time > ran for time in times)
-
-
-def _instant(text: str) -> str:
-    """An RFC 3339 time in UTC in a form that sorts (Go leaves zeros out at the end); ``""`` for any other."""
-    found = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", text)
-    return "" if found is None else f"{found.group(1)}.{(found.group(2) or ''):0<9}"
 
 
 def made_here(image: Image) -> bool:
