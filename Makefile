@@ -15,6 +15,8 @@ PY := .venv/bin/python
 # molecule, ansible and the linters call each other by name
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Python without the ending
+PYTHON_SCRIPTS = scripts/connected-build scripts/demo
 # every shell script, whatever its name
 SHELL_SCRIPTS = $(shell grep -lE '^\#!/(usr/)?bin/(env )?(ba)?sh' $$(git ls-files -co --exclude-standard 2>/dev/null) 2>/dev/null)
 export PYTHONPATH := $(CURDIR)
@@ -44,8 +46,8 @@ test-all: lint unit ## as test, on each of the five engine and image store combi
 	done
 
 lint: setup ## ruff, mypy, yamllint, ansible-lint, shellcheck
-	@ruff check .
-	ruff format --check .
+	@ruff check . $(PYTHON_SCRIPTS)
+	ruff format --check . $(PYTHON_SCRIPTS)
 	mypy
 	yamllint --strict .
 	ansible-lint --offline --profile production

@@ -227,7 +227,7 @@ def target_index(build: BuildInput) -> int:
         return len(stages) - 1
     found = build.dockerfile.find_named(build.target)
     if found is None:
-        names = ", ".join(s.name or str(s.index) for s in stages)
+        names = ", ".join(s.name for s in stages if s.name) or "none with a name"
         raise OfflineRebuildError(
             "no-such-stage", f"there is no stage {build.target}; there are: {names}", file=build.dockerfile.file
         )
@@ -452,18 +452,15 @@ def _run(state: State, ins: Instruction, *_: Any) -> Outcome:
 
 
 def _copy(_state: State, ins: Instruction, *_: Any) -> Outcome:
-    text = ins.keyword
-    if ins.flag_bool("parents"):
-        text += " --parents"
+    flags = " --parents" if ins.flag_bool("parents") else ""
     for name in ("chown", "chmod"):
         if ins.flag(name):
-            text += f" --{name}={ins.flag(name)}"
-    for source in ins.sources:
-        text += " " + source
-    for doc in ins.files:
-        text += " <<" + doc.name
+            flags += f" --{name}={ins.flag(name)}"
+    words = "".join(f" {source}" for source in ins.sources) + "".join(f" <<{doc.name}" for doc in ins.files)
     hidden = tuple(f"--{name}" for name in ("from", "exclude", "checksum", "keep-git-dir") if ins.flag(name))
-    return Outcome(ins, (text + " " + ins.dest + " # buildkit",), True, hidden)
+    # BuildKit up to 0.12 left the flags out; owners and modes show in the files, which are compared.
+    forms = (f"{ins.keyword}{flags}{words} {ins.dest} # buildkit", f"{ins.keyword}{words} {ins.dest} # buildkit")
+    return Outcome(ins, tuple(dict.fromkeys(forms)), True, hidden)
 
 
 def join_workdir(current: str, path: str) -> str:
