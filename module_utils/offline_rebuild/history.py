@@ -17,7 +17,8 @@ from .stage import DEFAULT_PATH, Outcome, Step, join_workdir, set_env, split_env
 
 __all__ = ["STEP_COMMENT", "THIN_COMMENT", "UNKNOWN", "config_at", "is_redundant_arg", "matches", "touches"]
 
-NOP = re.compile(r"^(?:/bin/sh -c|cmd /S /C|powershell.*?) #\(nop\) +")
+#: The classic builder writes the shell in force before its mark.
+NOP = re.compile(r"^(?:/?[\w./-]+ (?:-\S+ )*-\w*c|cmd /S /C|powershell.*?) #\(nop\) +")
 BUILDKIT_SUFFIX = " # buildkit"
 _CLASSIC_COPY = re.compile(r"^(COPY|ADD) (?:--chown=(\S+) )?(?:file|dir|multi):[0-9a-f]+ in (.*?) ?$", re.DOTALL)
 #: Comment of the history entry that a thin layer has; nothing in a Dockerfile stands behind it.
@@ -53,7 +54,7 @@ def matches(entry: HistoryEntry, outcome: Outcome, step: Step, workdir: str) -> 
     text = entry.created_by
     classic = NOP.match(text)
     if classic:
-        return _matches_classic(text[classic.end() :], outcome, step, workdir)
+        return _matches_classic(text[classic.end() :], has_layer, outcome, step, workdir)
     if entry.comment.startswith("buildkit"):
         return False
     plain = {form[: -len(BUILDKIT_SUFFIX)] for form in outcome.created_by if form.endswith(BUILDKIT_SUFFIX)}
@@ -62,7 +63,7 @@ def matches(entry: HistoryEntry, outcome: Outcome, step: Step, workdir: str) -> 
     return text == " ".join(step.instruction.text.split()) and has_layer == outcome.layer
 
 
-def _matches_classic(text: str, outcome: Outcome, step: Step, workdir: str) -> bool:
+def _matches_classic(text: str, has_layer: bool, outcome: Outcome, step: Step, workdir: str) -> bool:
     copied = _CLASSIC_COPY.match(text)
     if copied:
         keyword, chown, dest = copied.groups()
@@ -73,7 +74,7 @@ def _matches_classic(text: str, outcome: Outcome, step: Step, workdir: str) -> b
             return False
         absolute = join_workdir(workdir, instruction.dest)
         return dest.strip() == instruction.dest or posixpath.normpath(dest.strip()) == absolute
-    if outcome.layer and step.kind != "workdir":
+    if outcome.layer != has_layer and step.kind != "workdir":
         return False
     if step.instruction.keyword == "EXPOSE":
         return text == "EXPOSE " + " ".join(outcome.expanded.args) or text in outcome.created_by
@@ -142,6 +143,13 @@ def _pairs(text: str) -> Iterator[Tuple[str, Any]]:
         yield match.group(1), (text[match.end() :] if len(found) == 1 else UNKNOWN)
 
 
+def _ports(text: str) -> Iterator[str]:
+    """``map[80/tcp:{}]``, ``[80/tcp]`` (BuildKit), ``80 9000-9002/udp`` (classic)."""
+    for first, last, proto in re.findall(r"(\d{1,5})(?:-(\d{1,5}))?(?:/([a-z]+))?", text):
+        for port in range(int(first), int(last or first) + 1):
+            yield f"{port}/{proto or 'tcp'}"
+
+
 def touches(entry: HistoryEntry) -> List[Touch]:
     """What an entry did to the config: ``(field, key, value)``; ``key`` is ``""`` for fields that hold one value.
 
@@ -166,8 +174,7 @@ def touches(entry: HistoryEntry) -> List[Touch]:
     if keyword == "HEALTHCHECK":
         return [("Healthcheck", "", UNKNOWN)]
     if keyword == "EXPOSE":
-        ports = re.findall(r"(\d+/[a-z]+):\{\}|(\d+(?:/[a-z]+)?)", rest)
-        return [("ExposedPorts", a or (b if "/" in b else b + "/tcp"), {}) for a, b in ports]
+        return [("ExposedPorts", port, {}) for port in _ports(rest)]
     if keyword == "VOLUME":
         inner = rest.strip().lstrip("[").rstrip("]")
         return [("Volumes", path, {}) for path in inner.split(" ") if path]
@@ -239,6 +246,7 @@ def config_at(image: Image, cut: int) -> Tuple[Dict[str, Any], FrozenSet[Tuple[s
     final = dict(section)
     unknown = set()
     later = {(field, key) for entry in image.history[cut:] for field, key, _ in touches(entry)}
+    later |= {("Volumes", path) for path in final.get("Volumes") or {} if _names_volume(image.history[cut:], path)}
     if ("Entrypoint", "") in later:
         later.add(("Cmd", ""))  # may have been reset
     for field, key in later:
@@ -248,6 +256,8 @@ def config_at(image: Image, cut: int) -> Tuple[Dict[str, Any], FrozenSet[Tuple[s
         if value is UNKNOWN:
             unknown.add((field, key))
             value = None
+        elif value is None and (field, key) == ("Env", "PATH"):
+            value = DEFAULT_PATH  # FROM sets it where a base has none (dispatchStages)
         _put(section, field, key, value)
     document["config"] = section
     if any(NOP.sub("", entry.created_by).startswith("MAINTAINER ") for entry in image.history[cut:]):
@@ -256,6 +266,12 @@ def config_at(image: Image, cut: int) -> Tuple[Dict[str, Any], FrozenSet[Tuple[s
     document["rootfs"] = {"type": "layers", "diff_ids": list(image.diff_ids[:layers])}
     document["history"] = list(image.config.get("history") or [])[:cut]
     return document, frozenset(unknown)
+
+
+def _names_volume(entries: Sequence[HistoryEntry], path: str) -> bool:
+    """Whether a VOLUME among the entries may have set this path: one with spaces is not told from several."""
+    texts = (NOP.sub("", entry.created_by) for entry in entries)
+    return " " in path and any(t.startswith("VOLUME [") and f" {path} " in f" {t[8:].rstrip(']')} " for t in texts)
 
 
 def _put(section: Dict[str, Any], field: str, key: str, value: Any) -> None:

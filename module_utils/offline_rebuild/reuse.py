@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
@@ -84,6 +85,7 @@ class StageReuse:
     base: Optional[Image]
     keys: Tuple[str, ...] = ()
     manifests: Mapping[int, Manifest] = field(default_factory=dict)
+    record: Optional[StageRecord] = None
 
     @property
     def whole(self) -> bool:
@@ -375,6 +377,7 @@ class Analyzer:
                 self._source_of,
                 lambda state, step: dispatch(state, step, self.build, self.outer),
                 self.build.dockerfile.file,
+                lambda place: self._manifests_of(stage, place),
             )
             rest = {step.instruction.keyword for step in steps[layer.end :]}
             if "ENTRYPOINT" in rest and layer.state.cmd_set:
@@ -383,7 +386,17 @@ class Analyzer:
             return None, str(reason)
         return layer, ""
 
-    def _source_of(self, step: Step, expanded: Instruction) -> Any:
+    def _manifests_of(self, stage: StageReuse, place: int) -> Optional[Tuple[Manifest, Manifest]]:
+        """What a COPY took for the ancestor, by its record, and what it takes now."""
+        record = stage.record
+        raw = self.records.manifest(record.manifests.get(str(place))) if record is not None else None
+        if record is None or raw is None or place not in stage.manifests or place >= len(record.texts):
+            return None
+        if record.texts[place] != canonical(stage.timeline.steps[place].instruction):
+            return None
+        return Manifest.from_json(raw), stage.manifests[place]
+
+    def _source_of(self, step: Step, expanded: Optional[Instruction]) -> Any:
         """Where a COPY takes its files from, for a thin layer."""
         if step.kind == "context":
             return self.context
@@ -397,7 +410,7 @@ class Analyzer:
         if image is None:
             raise Unsuited(f"the image {step.source} is not on this host")
         upto = len(image.diff_ids) if step.kind == "image" else self._layers_of(self.stage(step.source))
-        return ImageTree(self.reader(image), upto - 1, expanded.sources)
+        return ImageTree(self.reader(image), upto - 1, expanded.sources if expanded is not None else ())
 
     @staticmethod
     def _layers_of(stage: StageReuse) -> int:
@@ -499,7 +512,13 @@ class Analyzer:
             else:
                 reason, changes = self._recorded_reason(record, timeline, manifests, differs, alignment)
         return replace(
-            candidate, alignment=alignment, proven=proven, reason=reason, evidence="recorded", changes=changes
+            candidate,
+            alignment=alignment,
+            proven=proven,
+            reason=reason,
+            evidence="recorded",
+            changes=changes,
+            record=record,
         )
 
     def images_of(self, index: int) -> Dict[str, str]:
@@ -602,6 +621,9 @@ class Analyzer:
 
     def _weigh_run(self, alignment: Alignment, step: Step, place: int) -> Verdict:
         assumed: List[str] = []
+        entry = alignment.entry(place)
+        if entry is not None and entry.created_by in alignment.outcomes[place].partial:
+            assumed.append(f"line {step.instruction.line}: the values of the ARGs that its stage inherits")
         for hidden in alignment.outcomes[place].hidden:
             if hidden == "the heredoc's content":
                 said = "the image does not hold the content of its heredoc, and there is no record of it"
@@ -652,6 +674,8 @@ def made_here(image: Image) -> bool:
 
 def selection(whole: Manifest, sources: Sequence[str]) -> Manifest:
     """:returns: the part of a context's manifest that the sources reach."""
+    if any(posixpath.normpath("/" + source) == "/" for source in sources):
+        return whole
     chosen = select({path: entry.type for path, entry in whole.entries()}, sources)
     return whole if len(chosen) == len(whole) else Manifest.from_entries({path: whole[path] for path in chosen})
 

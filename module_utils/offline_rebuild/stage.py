@@ -247,6 +247,7 @@ class State:
     :param args: ARGs declared so far, in order, with their values.
     :param cmd_set: whether CMD was given in this stage (an ENTRYPOINT then keeps it).
     :param stage: the stage of the last instruction; -1 before the first.
+    :param inherited: how many of the ARGs are of a stage that this one goes on from (``FROM stage``).
     """
 
     config: Dict[str, Any]
@@ -255,15 +256,17 @@ class State:
     cmd_set: bool = False
     author: str = ""
     stage: int = -1
+    inherited: int = 0
 
     def copy(self) -> "State":
         """:returns: an independent copy."""
-        return State(copy.deepcopy(self.config), dict(self.env), list(self.args), self.cmd_set, self.author, self.stage)
+        return State(copy.deepcopy(self.config), dict(self.env), list(self.args), self.cmd_set, self.author, self.stage, self.inherited)
 
     def enter(self, stage: int) -> None:
         """``FROM stage`` (dispatchState.init): ARGs and config go on, triggers and whether CMD was given do not."""
         if self.stage not in (-1, stage):
             self.cmd_set = False
+            self.inherited = len(self.args)
             if self.config.get("OnBuild"):
                 self.config["OnBuild"] = None
         self.stage = stage
@@ -277,12 +280,14 @@ class Outcome:
     :param created_by: the texts that BuildKit's versions would write into the history; empty where it writes none.
     :param layer: whether the history entry has a layer.
     :param hidden: what matters and is not in the text (``heredoc``, ``--mount``, ...), in the operator's words.
+    :param partial: of ``created_by``, those that do not show the values of ARGs inherited from another stage.
     """
 
     expanded: Instruction
     created_by: Tuple[str, ...]
     layer: bool
     hidden: Tuple[str, ...] = ()
+    partial: Tuple[str, ...] = ()
 
 
 def start_state(config: Mapping[str, Any]) -> State:
@@ -400,11 +405,12 @@ def _argv(state: State, ins: Instruction) -> List[str]:
     return list(ins.args) if ins.is_json else shell_of(state) + [" ".join(ins.args)]
 
 
-def run_prefixes(state: State) -> Tuple[str, ...]:
+def run_prefixes(state: State, own: bool = False) -> Tuple[str, ...]:
     """The ``|n K=V ...`` before a RUN: with the values as RUN sees them (newer), or as declared (older)."""
     seen: Dict[str, str] = {}
     declared: Dict[str, str] = {}
-    for key, value in state.args:
+    args = state.args[state.inherited :] if own else state.args
+    for key, value in args:
         seen[key] = state.env.get(key, value or "")
         declared[key] = value or ""
     forms = []
@@ -413,8 +419,11 @@ def run_prefixes(state: State) -> Tuple[str, ...]:
     # A derived Dockerfile does not declare an ARG again that an ENV hides: RUN sees the same with and without it.
     kept = {key: value for key, value in seen.items() if not hidden_by_env(state, key)}
     forms.append(f"|{len(kept)} " + "".join(f"{k}={v} " for k, v in kept.items()) if kept else "")
-    if len(declared) != len(state.args):
-        forms.append(f"|{len(state.args)} " + "".join(f"{k}={v or ''} " for k, v in state.args))
+    # The classic builder: by name, and neither those that an ENV hides nor those without a value.
+    named = sorted((key, value) for key, value in kept.items() if dict(args)[key] is not None)
+    forms.append(f"|{len(named)} " + "".join(f"{k}={v} " for k, v in named) if named else "")
+    if len(declared) != len(args):
+        forms.append(f"|{len(args)} " + "".join(f"{k}={v or ''} " for k, v in args))
     return tuple(dict.fromkeys(forms))
 
 
@@ -448,19 +457,25 @@ def _run(state: State, ins: Instruction, *_: Any) -> Outcome:
             hidden.append(f"--{flag}")
     command = " ".join(argv)
     texts = tuple("RUN " + prefix + command + " # buildkit" for prefix in run_prefixes(state))
-    return Outcome(ins, texts, True, tuple(hidden))
+    partial: Tuple[str, ...] = ()
+    if state.inherited:  # engines up to 26.1 at least show the ARGs of the stage itself only
+        own = ("RUN " + prefix + command + " # buildkit" for prefix in run_prefixes(state, own=True))
+        partial = tuple(text for text in own if text not in texts)
+    return Outcome(ins, texts + partial, True, tuple(hidden), partial)
 
 
-def _copy(_state: State, ins: Instruction, *_: Any) -> Outcome:
+def _copy(_state: State, ins: Instruction, step: Step, *_: Any) -> Outcome:
     flags = " --parents" if ins.flag_bool("parents") else ""
     for name in ("chown", "chmod"):
         if ins.flag(name):
             flags += f" --{name}={ins.flag(name)}"
     words = "".join(f" {source}" for source in ins.sources) + "".join(f" <<{doc.name}" for doc in ins.files)
     hidden = tuple(f"--{name}" for name in ("from", "exclude", "checksum", "keep-git-dir") if ins.flag(name))
-    # BuildKit up to 0.12 left the flags out; owners and modes show in the files, which are compared.
-    forms = (f"{ins.keyword}{flags}{words} {ins.dest} # buildkit", f"{ins.keyword}{words} {ins.dest} # buildkit")
-    return Outcome(ins, tuple(dict.fromkeys(forms)), True, hidden)
+    forms = [f"{ins.keyword}{flags}{words} {ins.dest} # buildkit"]
+    if flags and step.kind in ("context", "stage"):
+        # BuildKit up to 0.12 left the flags out; owners and modes show in the files, where these are compared.
+        forms.append(f"{ins.keyword}{words} {ins.dest} # buildkit")
+    return Outcome(ins, tuple(forms), True, hidden)
 
 
 def join_workdir(current: str, path: str) -> str:

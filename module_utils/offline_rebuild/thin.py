@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import tarfile
 from dataclasses import dataclass, field
-from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .ancestry import Alignment
+from .context import Entry, Manifest, diff
 from .copyset import CopyEntry, copy_set
 from .dockerfile import Instruction
 from .errors import OfflineRebuildError
@@ -114,15 +116,18 @@ def plan_layer(
     steps: Sequence[Step],
     start: int,
     reader: LayerReader,
-    tree_of: Callable[[Step, Instruction], Any],
+    tree_of: Callable[[Step, Optional[Instruction]], Any],
     redo: Callable[[State, Step], Any],
     file: str,
+    manifests_of: Callable[[int], Optional[Tuple[Manifest, Manifest]]] = lambda _: None,
 ) -> ThinLayer:
     """Plan the thin layer for the instructions from ``start`` up to the first RUN.
 
     :param tree_of: the source of a COPY's files (context, or another image's), given the step and its expanded
         instruction; raises :class:`Unsuited` where there is none.
     :param redo: dispatches a step on a state and returns its outcome.
+    :param manifests_of: what a COPY took from the context for the ancestor, by its record, and what it takes now.
+        With it only what differs between the two is looked at: the cost follows the change, not the tree.
     :raises Unsuited: with the reason, where the graft has to be used.
     """
     end = next((i for i in range(start, len(steps)) if steps[i].kind in ("run", "remote")), len(steps))
@@ -137,6 +142,8 @@ def plan_layer(
         raise Unsuited("the image is one made by a thin layer, and its ancestor is gone")
     layers = [e.layer for e in alignment.image.history[:kept] if e.layer is not None]
     below = sum(1 for e in alignment.image.history[:cut] if e.layer is not None)
+    pair = _only_copy(steps, start, end, matched, manifests_of)
+    left_over: Optional[List[str]] = None
     wanted = _Wanted(lambda path: reader.lookup(path, below - 1))
     state = alignment.states[start].copy()
     texts: List[str] = []
@@ -146,14 +153,99 @@ def plan_layer(
         outcome = redo(state, steps[place])
         if place >= matched and outcome.created_by:
             texts.append(outcome.created_by[0])
-        _apply(wanted, steps[place], outcome, state, workdir, user, reader, below, tree_of, file)
-    items, whiteouts = _difference(wanted, reader, below, len(layers))
+        if pair is not None and steps[place].kind == "context":
+            left_over = _apply_changes(wanted, outcome, workdir, reader, below, tree_of(steps[place], None), pair, file)
+        else:
+            _apply(wanted, steps[place], outcome, state, workdir, user, reader, below, tree_of, file)
+    items, whiteouts = _difference(wanted, reader, below, len(layers), left_over)
     return ThinLayer(start, end, kept, len(layers), items, whiteouts, state, tuple(texts))
+
+
+def _only_copy(
+    steps: Sequence[Step],
+    start: int,
+    end: int,
+    matched: int,
+    manifests_of: Callable[[int], Optional[Tuple[Manifest, Manifest]]],
+) -> Optional[Tuple[Manifest, Manifest]]:
+    """The manifests of the only COPY among the covered instructions, if looking at what differs is enough.
+
+    One source without patterns and no flag that chooses among files: then each path of the context stands for one path
+    of the image, and nothing else that is covered writes to it.
+    """
+    copies = [place for place in range(start, end) if steps[place].kind not in ("meta", "workdir")]
+    if copies != [start] or start >= matched:
+        return None  # with anything changed before it, its words may mean something else than then
+    instruction = steps[copies[0]].instruction
+    plain = (
+        steps[copies[0]].kind == "context"
+        and instruction.keyword == "COPY"
+        and len(instruction.sources) == 1
+        and not instruction.files
+        and not any(char in instruction.sources[0] for char in "*?[\\$")
+        and all(flag.startswith(("--chown=", "--chmod=")) for flag in instruction.flags)
+    )
+    return manifests_of(copies[0]) if plain else None
+
+
+class _Part:
+    """Some paths of a context with their parents, as a source of COPY."""
+
+    def __init__(self, context: Any, manifest: Manifest, paths: Iterable[str]) -> None:
+        self.context = context
+        self.manifest = manifest
+        self.paths: Set[str] = set()
+        for path in paths:
+            self.paths.add(path)
+            self.paths.update(parents_of(path))
+
+    def stat_entries(self) -> Iterator[Tuple[str, Entry]]:
+        for path in sorted(self.paths):
+            entry = self.manifest.get(path)
+            if entry is not None:
+                yield path, entry
+
+    def digest_of(self, path: str) -> Optional[str]:
+        return self.manifest[path].digest
+
+    def read(self, path: str) -> bytes:
+        content: bytes = self.context.read(path)
+        return content
+
+    def full(self, path: str) -> str:
+        name: str = self.context.full(path)
+        return name
+
+
+def _apply_changes(
+    wanted: _Wanted, outcome: Any, workdir: str, reader: LayerReader, below: int, context: Any,
+    pair: Tuple[Manifest, Manifest], file: str,
+) -> List[str]:  # fmt: skip
+    """Put what differs between two manifests. :returns: paths of the image that the instruction no longer writes."""
+    old, new = pair
+    changes = diff(old, new)
+    source = posixpath.normpath("/" + outcome.expanded.sources[0]).lstrip("/")
+    roots = [source] if source not in ("", ".") else []
+
+    def play(manifest: Manifest, paths: Iterable[str]) -> Dict[str, CopyEntry]:
+        found = copy_set(
+            outcome.expanded, _Part(context, manifest, [*roots, *paths]), workdir, wanted.get,
+            owner_lookup=lambda path: reader.content(path, below - 1), file=file,
+        )  # fmt: skip
+        if found.unsupported:
+            raise Unsuited(found.unsupported)
+        return {**found.parents, **found.entries}
+
+    gone = play(old, [change.path for change in changes if change.kind == "deleted"])
+    made = play(new, [change.path for change in changes if change.kind != "deleted"])
+    for path, entry in made.items():
+        wanted.put(path, entry)
+    return [path for path in gone if path not in made]
 
 
 def _apply(
     wanted: _Wanted, step: Step, outcome: Any, state: State, workdir: str, user: str,
-    reader: LayerReader, below: int, tree_of: Callable[[Step, Instruction], Any], file: str,
+    reader: LayerReader, below: int, tree_of: Callable[[Step, Optional[Instruction]], Any], file: str,
 ) -> None:  # fmt: skip
     if step.kind == "meta":
         return
@@ -191,9 +283,12 @@ def _make_workdir(wanted: _Wanted, path: str, user: str) -> None:
 
 
 def _difference(
-    wanted: _Wanted, reader: LayerReader, below: int, kept: int
+    wanted: _Wanted, reader: LayerReader, below: int, kept: int, left_over: Optional[Sequence[str]]
 ) -> Tuple[Tuple[Item, ...], Tuple[str, ...]]:
-    """What must be written over the kept layers, and what must go."""
+    """What must be written over the kept layers, and what must go.
+
+    :param left_over: the paths that are no longer written, where they are known; else the layers are searched.
+    """
     changed: Dict[str, Item] = {}
     gone: Set[str] = set()
     for path, entry in wanted.entries.items():
@@ -202,14 +297,8 @@ def _difference(
             if have is not None and (have.type == "dir") != (entry.type == "dir"):
                 raise Unsuited(f"/{path} was a {have.type} in the image and becomes a {entry.type}")
             changed[path] = Item(path, as_layer_entry(entry), entry)
-    for index in range(below, kept):
-        layer = reader.layer(index)
-        for path in layer.whiteouts | layer.opaques:
-            if reader.lookup(path, below - 1) is not None:
-                raise Unsuited(f"the image hides /{path}, which an earlier layer has")
-        for path in layer.entries:
-            if path and path not in wanted.entries:
-                _judge_left_over(path, reader, below, kept, gone)
+    for path in _left_over(wanted, reader, below, kept) if left_over is None else left_over:
+        _judge_left_over(path, reader, below, kept, gone)
     tops = {path for path in gone if not any(up in gone for up in parents_of(path))}
     items = dict(changed)
     for path in (*changed, *tops):
@@ -218,6 +307,18 @@ def _difference(
                 items[parent] = _parent(parent, wanted, reader, kept)
     _check_names(items, tops)
     return tuple(items[path] for path in sorted(items, key=_order)), tuple(sorted(tops, key=_order))
+
+
+def _left_over(wanted: _Wanted, reader: LayerReader, below: int, kept: int) -> Iterator[str]:
+    """The paths of the old layers that the covered instructions would not write now."""
+    for index in range(below, kept):
+        layer = reader.layer(index)
+        for path in layer.whiteouts | layer.opaques:
+            if reader.lookup(path, below - 1) is not None:
+                raise Unsuited(f"the image hides /{path}, which an earlier layer has")
+        for path in layer.entries:
+            if path and path not in wanted.entries:
+                yield path
 
 
 def _judge_left_over(path: str, reader: LayerReader, below: int, kept: int, gone: Set[str]) -> None:
@@ -355,10 +456,7 @@ def _member(sink: _Sink, info: tarfile.TarInfo) -> None:
 
 
 def _write_item(sink: _Sink, item: Item, run_time: int) -> None:
-    if item.wanted is None:  # a parent that stays as it is
-        _member(sink, _info(item.path, item.entry, item.entry.mtime // 10**9))
-        return
-    if item.entry.type != "file":
+    if item.wanted is None or item.entry.type != "file":
         _member(sink, _info(item.path, item.entry, run_time))
         return
     if item.entry.size > _MAX_FILE:

@@ -29,7 +29,12 @@ Before = Mapping[str, LayerEntry]
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A context."""
-    for path, content, mode in (("a.txt", "a\n", 0o644), ("d/x", "x", 0o755), ("d/s/y", "y", 0o600), ("d/s/z.log", "z", 0o644)):
+    for path, content, mode in (
+        ("a.txt", "a\n", 0o644),
+        ("d/x", "x", 0o755),
+        ("d/s/y", "y", 0o600),
+        ("d/s/z.log", "z", 0o644),
+    ):
         target = tmp_path / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(content)
@@ -40,10 +45,10 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def play(tree: Path, text: str, before: Before = {}, **more: Any) -> CopySet:
+def play(tree: Path, text: str, before: Optional[Before] = None, **more: Any) -> CopySet:
     """The copy set of one instruction, in /wd."""
     line = parse(f"FROM scratch\n{text}\n".encode()).instructions[-1]
-    state = {"": DIR, **before}
+    state = {"": DIR, **(before or {})}
     return copy_set(line, Context(str(tree)), "/wd", state.get, file="Dockerfile", **more)
 
 
@@ -62,7 +67,7 @@ def paths(wanted: CopySet) -> Tuple[List[str], List[str]]:
     return sorted(wanted.entries), sorted(wanted.parents)
 
 
-# -- where files go ----------------------------------------------------------------------------------------------------------
+# -- where files go ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -94,8 +99,12 @@ def test_where_files_go(tree: Path, text: str, entries: List[str], parents: List
 
 def test_links_of_the_image_are_followed_at_the_destination_only(tree: Path) -> None:
     before = {
-        "wd": DIR, "app": LayerEntry("symlink", 0o777, link="/real"), "real": LayerEntry("dir", 0o700, 5, 6),
-        "real/x": LayerEntry("symlink", 0o777, link="/etc/passwd"), "etc": DIR, "etc/passwd": LayerEntry("file", 0o644),
+        "wd": DIR,
+        "app": LayerEntry("symlink", 0o777, link="/real"),
+        "real": LayerEntry("dir", 0o700, 5, 6),
+        "real/x": LayerEntry("symlink", 0o777, link="/etc/passwd"),
+        "etc": DIR,
+        "etc/passwd": LayerEntry("file", 0o644),
     }
     wanted = play(tree, "COPY d /app/", before)
     assert paths(wanted) == (["real/s", "real/s/y", "real/s/z.log", "real/x"], [])
@@ -105,7 +114,8 @@ def test_links_of_the_image_are_followed_at_the_destination_only(tree: Path) -> 
 
 def test_metadata(tree: Path) -> None:
     wanted = play(tree, "COPY d /n/", {"n": LayerEntry("dir", 0o700, 5, 6), "n/s": LayerEntry("dir", 0o711, 7, 8)})
-    assert wanted.parents == {} and "n" not in wanted.entries
+    assert wanted.parents == {}
+    assert "n" not in wanted.entries
     folder = wanted.entries["n/s"]
     assert (folder.mode, folder.uid, folder.gid) == (0o1777, 0, 0)
     owned = play(tree, "COPY --chown=5:6 --chmod=4711 d /n/")
@@ -155,7 +165,7 @@ def test_symbolic_modes_as_chmod_does_them(
     assert copyset._symbolic(text)(mode, False) == file.stat().st_mode & 0o7777
 
 
-# -- what is not told ------------------------------------------------------------------------------------------------------
+# -- what is not told ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,8 +181,14 @@ def test_symbolic_modes_as_chmod_does_them(
 )  # fmt: skip
 def test_untold(tree: Path, text: str) -> None:
     before = {
-        "file": LayerEntry("file", 0o644), "dir": DIR, "dir/sub": DIR, "dir/sub/a.txt": DIR, "dir2": DIR,
-        "dir2/s": LayerEntry("file", 0o644), "sg": LayerEntry("dir", 0o2755), "odd": LayerEntry("dir", 0o700),
+        "file": LayerEntry("file", 0o644),
+        "dir": DIR,
+        "dir/sub": DIR,
+        "dir/sub/a.txt": DIR,
+        "dir2": DIR,
+        "dir2/s": LayerEntry("file", 0o644),
+        "sg": LayerEntry("dir", 0o2755),
+        "odd": LayerEntry("dir", 0o700),
         "loop": LayerEntry("symlink", 0o777, link="loop"),
     }
     assert play(tree, text, before).unsupported
@@ -192,8 +208,15 @@ def a_tar() -> bytes:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", True), (b"text" * 300, True), (b"\0" * 4096, True), (a_tar(), False), (a_tar()[:300], True),
-        (b"\x1f\x8b\x08rest", False), (b"BZh9rest", False), (b"\xfd7zXZ\0rest", False), (b"\x28\xb5\x2f\xfdrest", False),
+        (b"", True),
+        (b"text" * 300, True),
+        (b"\0" * 4096, True),
+        (a_tar(), False),
+        (a_tar()[:300], True),
+        (b"\x1f\x8b\x08rest", False),
+        (b"BZh9rest", False),
+        (b"\xfd7zXZ\0rest", False),
+        (b"\x28\xb5\x2f\xfdrest", False),
     ],
 )
 def test_add_of_what_may_be_an_archive(tree: Path, data: bytes, told: bool) -> None:
@@ -230,16 +253,19 @@ def test_the_ignore_file_counts(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "name", "matches"),
     [
-        ("*", "abc", True), ("*", "a/c", False), ("a*b*c", "axxbyyc", True), ("a?c", "a/c", False), ("a?c", "abc", True),
+        ("*", "abc", True), ("*", "a/c", False), ("a*b*c", "axxbyyc", True), ("a?c", "a/c", False),
+        ("a?c", "abc", True),
         ("[a-c]x", "bx", True), ("[^a-c]x", "bx", False), ("[^a]x", "/x", True), ("[a/]x", "/x", True),
-        ("a\\*", "a*", True), ("a\\*", "ab", False), ("[\\]]", "]", True), ("[\\-a]", "-", True), ("*.txt", ".txt", True),
+        ("a\\*", "a*", True), ("a\\*", "ab", False), ("[\\]]", "]", True), ("[\\-a]", "-", True),
+        ("*.txt", ".txt", True),
         ("**", "ab", True), ("a**/b", "axx/b", True), ("[z-a]", "m", False), ("\u00e9?", "\u00e9\u00e8", True),
         ("a\n*", "a\nb", True), ("x", "x\n", False),
     ],
 )  # fmt: skip
 def test_go_match(pattern: str, name: str, matches: bool) -> None:
     found = copyset._go_match(pattern)
-    assert found is not None and bool(found.match(name)) is matches
+    assert found is not None
+    assert bool(found.match(name)) is matches
 
 
 @pytest.mark.parametrize("pattern", ["[", "[a", "[]a]", "[a-]", "[-a]", "a\\", "[^]", "[a-"])
@@ -247,7 +273,7 @@ def test_go_match_malformed(pattern: str) -> None:
     assert copyset._go_match(pattern) is None
 
 
-# -- comparing ---------------------------------------------------------------------------------------------------------------
+# -- comparing ---------------------------------------------------------------------------------------------------
 
 
 def test_the_same_is_proven(tree: Path) -> None:
@@ -294,11 +320,13 @@ def test_each_difference_is_seen(tree: Path, path: str, change: Dict[str, Any], 
     assert [(c.path, c.kind, c.what, c.note) for c in found] == [want]
 
 
-def edited(tree: Path, edit: Callable[[Path], Any], before: Before = {}, **more: Any) -> List[Tuple[Any, ...]]:
+def edited(
+    tree: Path, edit: Callable[[Path], Any], before: Optional[Before] = None, **more: Any
+) -> List[Tuple[Any, ...]]:
     """Differences of ``COPY d /n/`` after an edit of the tree."""
     layer = layer_of(play(tree, "COPY d /n/", before))
     edit(tree)
-    found = compare(play(tree, "COPY d /n/", before), layer, {"": DIR, **before}.get, **more)
+    found = compare(play(tree, "COPY d /n/", before), layer, {"": DIR, **(before or {})}.get, **more)
     return [(c.path, c.kind, c.what, c.note) for c in found]
 
 
@@ -336,7 +364,9 @@ def test_what_else_is_in_the_layer(tree: Path) -> None:
     layer = layer_of(wanted)
     state = {"": DIR, **before}.get
 
-    def found(entries: Dict[str, LayerEntry], gone: Tuple[str, ...] = (), hidden: Tuple[str, ...] = ()) -> List[Tuple[Any, ...]]:
+    def found(
+        entries: Dict[str, LayerEntry], gone: Tuple[str, ...] = (), hidden: Tuple[str, ...] = ()
+    ) -> List[Tuple[Any, ...]]:
         made = Layer("x", {**layer.entries, **entries}, frozenset(gone), frozenset(hidden))
         return [(c.path, c.kind) for c in compare(wanted, made, state)]
 

@@ -66,7 +66,7 @@ def store_of(folder: Path, contents: Sequence[Sequence[Item]], compress: bool = 
     return LayerReader(Docker("false"), {"Id": "x"}, diff_ids, descriptors, str(folder / "content"))
 
 
-# -- tar ----------------------------------------------------------------------------------------------------------------
+# -- tar ----------------------------------------------------------------------------------------------------
 
 
 def test_tar_layer() -> None:
@@ -123,13 +123,18 @@ def test_any_bytes_give_a_layer_or_an_error(data: bytes) -> None:
         assert problem.code == "layer-invalid"
 
 
-# -- content store --------------------------------------------------------------------------------------------------------
+# -- content store --------------------------------------------------------------------------------------------
 
 BOTTOM: Sequence[Item] = [
     ("a", "d", 0o755, ""), ("a/x", "f", 0o644, "1"), ("a/y", "f", 0o644, "2"), ("b", "d", 0o700, ""),
     ("b/z", "f", 0o644, "3"), ("l", "l", 0o777, "a"), ("k", "f", 0o644, "k"), ("o/deep/f", "f", 0o644, "o"),
 ]  # fmt: skip
-MIDDLE: Sequence[Item] = [("a", "d", 0o711, ""), ("a/.wh.x", "f", 0, ""), ("b/.wh..wh..opq", "f", 0, ""), ("b/n", "f", 0o600, "n")]
+MIDDLE: Sequence[Item] = [
+    ("a", "d", 0o711, ""),
+    ("a/.wh.x", "f", 0, ""),
+    ("b/.wh..wh..opq", "f", 0, ""),
+    ("b/n", "f", 0o600, "n"),
+]
 TOP: Sequence[Item] = [(".wh.k", "f", 0, ""), ("a", "f", 0o644, "now a file"), ("o/deep", "l", 0o777, "/b")]
 PATHS = ("", "a", "a/x", "a/y", "b", "b/z", "b/n", "l", "k", "o", "o/deep", "o/deep/f", "gone", "gone/x", "k/x")
 
@@ -181,7 +186,9 @@ def test_lookup_and_listing(tmp_path: Path, upto: int, compress: bool) -> None:
 def test_lookup_takes_the_upper(tmp_path: Path) -> None:
     reader = store_of(tmp_path, [BOTTOM, MIDDLE])
     upper, lower = reader.lookup("a", 1), reader.lookup("a", 0)
-    assert upper is not None and lower is not None and (upper.mode, lower.mode) == (0o711, 0o755)
+    assert upper is not None
+    assert lower is not None
+    assert (upper.mode, lower.mode) == (0o711, 0o755)
 
 
 def test_resolve_and_content(tmp_path: Path) -> None:
@@ -219,7 +226,10 @@ def test_truncated_gzip(tmp_path: Path) -> None:
 def test_blob_of_another_layer(tmp_path: Path) -> None:
     reader = store_of(tmp_path, [BOTTOM, TOP])
     swapped = LayerReader(
-        Docker("false"), {"Id": "x"}, reader.diff_ids, list(reversed(reader._descriptors or [])),
+        Docker("false"),
+        {"Id": "x"},
+        reader.diff_ids,
+        list(reversed(reader._descriptors or [])),
         str(tmp_path / "content"),
     )
     with pytest.raises(OfflineRebuildError) as problem:
@@ -227,10 +237,21 @@ def test_blob_of_another_layer(tmp_path: Path) -> None:
     assert problem.value.code == "layer-invalid"
 
 
-# -- links ----------------------------------------------------------------------------------------------------------------
+# -- links ----------------------------------------------------------------------------------------------------
 
-LINKS = {"a": "b", "b": "/c", "c": "", "up": "../../..", "abs": "/c/d/../e", "loop": "loop", "l1": "l2", "l2": "l1/x",
-         "c/rel": "../b/f", "dot": "./c/.", "deep": "nowhere/at/all"}
+LINKS = {
+    "a": "b",
+    "b": "/c",
+    "c": "",
+    "up": "../../..",
+    "abs": "/c/d/../e",
+    "loop": "loop",
+    "l1": "l2",
+    "l2": "l1/x",
+    "c/rel": "../b/f",
+    "dot": "./c/.",
+    "deep": "nowhere/at/all",
+}
 
 
 @pytest.mark.parametrize(
@@ -257,7 +278,7 @@ def test_links_without_end(path: str) -> None:
         resolve_in_root(path, lambda p: LayerEntry("symlink", 0o777, link=LINKS[p]) if p in LINKS else None)
 
 
-# -- overlay2 directories --------------------------------------------------------------------------------------------------
+# -- overlay2 directories --------------------------------------------------------------------------------------
 
 
 def overlay(root: Path, count: int) -> Tuple[List[Path], Dict[str, Any]]:
@@ -266,7 +287,10 @@ def overlay(root: Path, count: int) -> Tuple[List[Path], Dict[str, Any]]:
     for folder in folders:
         folder.mkdir(parents=True)
     lower = ":".join(str(folder) for folder in reversed(folders[:-1]))
-    return folders, {"Id": "x", "GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": str(folders[-1]), "LowerDir": lower}}}
+    return folders, {
+        "Id": "x",
+        "GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": str(folders[-1]), "LowerDir": lower}},
+    }
 
 
 def overlay_reader(inspect: Dict[str, Any], count: int) -> LayerReader:
@@ -299,16 +323,22 @@ def test_overlay_directories(tmp_path: Path) -> None:
     os.setxattr(top / "b", "trusted.overlay.opaque", b"y")
     (top / "b/z").write_text("3")
     reader = overlay_reader(inspect, 2)
-    assert reader.lookup("a/x", 1) is None and reader.lookup("b/y", 1) is None
+    assert reader.lookup("a/x", 1) is None
+    assert reader.lookup("b/y", 1) is None
     one = reader.lookup("a/x", 0)
-    assert one is not None and (one.mode, one.size, one.digest) == (0o4750, 1, None)
+    assert one is not None
+    assert (one.mode, one.size, one.digest) == (0o4750, 1, None)
     assert one.content_digest() == sha(b"1")
     hard, pipe = reader.lookup("hard", 1), reader.lookup("pipe", 1)
-    assert hard is not None and hard.content_digest() == sha(b"1")
-    assert pipe is not None and pipe.type == "fifo"
+    assert hard is not None
+    assert hard.content_digest() == sha(b"1")
+    assert pipe is not None
+    assert pipe.type == "fifo"
     assert reader.resolve("l", 0) == "a/x"
     layer = reader.layer(1)
-    assert layer.whiteouts == {"a/x"} and layer.opaques == {"b"} and set(layer.entries) == {"", "a", "b", "b/z"}
+    assert layer.whiteouts == {"a/x"}
+    assert layer.opaques == {"b"}
+    assert set(layer.entries) == {"", "a", "b", "b/z"}
     assert set(reader.listing("", 1)) == {"", "a", "b", "b/z", "l", "hard", "pipe"}
     assert set(reader.listing("b", 1)) == {"b", "b/z"}
 
@@ -343,7 +373,7 @@ def test_no_trusted_attributes_no_directories(tmp_path: Path, monkeypatch: pytes
     assert layers.overlay_directories(inspect, 1) is None
 
 
-# -- evidence ---------------------------------------------------------------------------------------------------------------
+# -- evidence ---------------------------------------------------------------------------------------------------
 
 NAME = "sha256:" + "ab" * 32
 LAYER = Layer(
@@ -383,6 +413,15 @@ def test_evidence_that_was_damaged_is_ignored(tmp_path_factory: pytest.TempPathF
     assert store.load(NAME) in (None, LAYER)  # a bit of gzip's header may not matter
 
 
+def test_evidence_with_another_checksum_is_ignored(tmp_path: Path) -> None:
+    """An edit that gzip itself does not notice."""
+    store = EvidenceStore(str(tmp_path))
+    store.save(LAYER)
+    text = gzip.decompress(Path(store.path(NAME)).read_bytes())
+    Path(store.path(NAME)).write_bytes(gzip.compress(text.replace(b"gone", b"here")))
+    assert store.load(NAME) is None
+
+
 def test_evidence_of_another_layer_is_ignored(tmp_path: Path) -> None:
     store = EvidenceStore(str(tmp_path))
     store.save(LAYER)
@@ -412,6 +451,8 @@ def test_evidence_spares_the_reading(tmp_path: Path) -> None:
     layer = first.record(0)
     second = LayerReader(Docker("false"), {"Id": "x"}, reader.diff_ids, None, None, store, False)
     assert second.layer(0) == layer
-    third = LayerReader(Docker("false"), {"Id": "x"}, reader.diff_ids, None, None, EvidenceStore(str(tmp_path / "no")), True)
+    third = LayerReader(
+        Docker("false"), {"Id": "x"}, reader.diff_ids, None, None, EvidenceStore(str(tmp_path / "no")), True
+    )
     with pytest.raises(OfflineRebuildError):
         third.layer(0)

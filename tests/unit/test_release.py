@@ -159,6 +159,7 @@ def test_retention_neither_counts_nor_keeps_what_touched_nothing() -> None:
     assert unfinished.id not in retention([unfinished, *releases[1:]], 1, set()).releases
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(STATES), st.integers(0, 4), st.booleans()), max_size=9),
     st.integers(0, 4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -92,6 +93,7 @@ def test_the_child_of_a_killed_run_is_waited_for(tmp_path: Path) -> None:
     process, said = holder(tmp_path, "child")
     child = int(said[0])
     process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     got: list[Lock] = []
     thread = threading.Thread(target=lambda: got.append(Lock.acquire(str(tmp_path), "shop", wait=30)))
     thread.start()
