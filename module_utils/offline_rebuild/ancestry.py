@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, FrozenSet, List, Mapping, Optional, Tuple
 
-from .history import THIN_COMMENT, config_at, is_certain, is_redundant_arg, matches, touches
+from .history import THIN_COMMENT, config_at, is_certain, is_onbuild, is_redundant_arg, matches, touches
 from .image import HistoryEntry, Image
 from .stage import BuildInput, Outcome, State, Timeline, dispatch, scratch_config, start_state
 
@@ -207,6 +207,8 @@ def _at(
         elif step.stage == timeline.index and not _onbuild_matches(image, state):
             matching = False
             continue
+        elif position < len(image.history) and is_onbuild(image.history[position], step):
+            position += 1
         positions.append(position)
         states.append(state.copy())
     return Alignment(image, boundary, tuple(positions), tuple(states), tuple(outcomes), base_present, unknown)

@@ -20,7 +20,7 @@ __all__ = ["STEP_COMMENT", "THIN_COMMENT", "UNKNOWN", "config_at", "is_redundant
 #: The classic builder writes the shell in force before its mark.
 NOP = re.compile(r"^(?:/?[\w./-]+ (?:-\S+ )*-\w*c|cmd /S /C|powershell.*?) #\(nop\) +")
 BUILDKIT_SUFFIX = " # buildkit"
-_CLASSIC_COPY = re.compile(r"^(COPY|ADD) (?:--chown=(\S+) )?(?:file|dir|multi):[0-9a-f]+ in (.*?) ?$", re.DOTALL)
+_CLASSIC_COPY = re.compile(r"^(COPY|ADD) (?:--chown=(\S+?) ?)?(?:file|dir|multi):[0-9a-f]+ in (.*?) ?$", re.DOTALL)
 #: Comment of the history entry that a thin layer has; nothing in a Dockerfile stands behind it.
 THIN_COMMENT = "offline-rebuild.thin"
 #: Comment of an entry that stands for an instruction whose files, if any, are in the thin layer.
@@ -58,8 +58,8 @@ def matches(entry: HistoryEntry, outcome: Outcome, step: Step, workdir: str) -> 
     if entry.comment.startswith("buildkit"):
         return False
     plain = {form[: -len(BUILDKIT_SUFFIX)] for form in outcome.created_by if form.endswith(BUILDKIT_SUFFIX)}
-    if step.kind == "run":  # the classic builder and buildah leave the bare command
-        return has_layer and any(text == form[len("RUN ") :] for form in plain)
+    if step.kind == "run":  # the classic builder and buildah leave the bare command; no layer where nothing was changed
+        return any(text == form[len("RUN ") :] for form in plain)
     return text == " ".join(step.instruction.text.split()) and has_layer == outcome.layer
 
 
@@ -107,6 +107,13 @@ def is_certain(image: Image, position: int, outcome: Outcome) -> bool:
     if len(open_pairs) > 1 or any(_PAIR.search(value) or key not in have for key, value in open_pairs):
         return False
     return all(have.get(key) == (value or "") for key, value in pairs if ("Env", key) not in later)
+
+
+def is_onbuild(entry: HistoryEntry, step: Step) -> bool:
+    """Whether the entry is what the classic builder leaves of this ONBUILD; BuildKit leaves nothing."""
+    classic = NOP.match(entry.created_by)
+    trigger = step.instruction.args[0] if step.instruction.keyword == "ONBUILD" else None
+    return classic is not None and entry.layer is None and entry.created_by[classic.end() :] == f"ONBUILD {trigger}"
 
 
 def is_redundant_arg(entry: HistoryEntry, args: Sequence[Tuple[str, Any]]) -> bool:

@@ -16,6 +16,8 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 __all__ = ["ACTIONS", "FileChange", "Plan", "ServicePlan", "StagePlan", "Start"]
 
 SCHEMA = 1
+#: Files that are shown to an operator; the plan itself has them all.
+MOST_FILES = 20
 #: In the order of weight.
 ACTIONS = ("unchanged", "restart", "rebuild", "blocked")
 
@@ -156,8 +158,10 @@ def describe(service: ServicePlan) -> List[str]:
         f"  file: {change.path} ({', '.join((change.kind,) + change.what)}"
         + (f"; {change.note}" if change.note else "")
         + ")"
-        for change in service.files
+        for change in service.files[:MOST_FILES]
     ]
+    if len(service.files) > MOST_FILES:
+        lines.append(f"  and {len(service.files) - MOST_FILES} more files")
     if service.start is not None:
         lines.append(
             f"  reuses {service.reused} of {service.total} instructions; starts at "

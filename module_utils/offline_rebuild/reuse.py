@@ -683,8 +683,8 @@ def selection(whole: Manifest, sources: Sequence[str]) -> Manifest:
 def _files_reason(changes: Sequence[FileChange], origin: str = "") -> str:
     where = f" of {origin}" if origin else ""
     shown = ", ".join(change.path for change in changes[:3]) + (", ..." if len(changes) > 3 else "")
-    count = f"{len(changes)} file" + ("s" if len(changes) > 1 else "")
-    return f"{count}{where} differ from the image: {shown}"
+    count = f"{len(changes)} file{where} differs" if len(changes) == 1 else f"{len(changes)} files{where} differ"
+    return f"{count} from the image: {shown}"
 
 
 def _common(old: Sequence[str], new: Sequence[str]) -> int:

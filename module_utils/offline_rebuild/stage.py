@@ -260,7 +260,7 @@ class State:
 
     def copy(self) -> "State":
         """:returns: an independent copy."""
-        return State(copy.deepcopy(self.config), dict(self.env), list(self.args), self.cmd_set, self.author, self.stage, self.inherited)
+        return replace(self, config=copy.deepcopy(self.config), env=dict(self.env), args=list(self.args))
 
     def enter(self, stage: int) -> None:
         """``FROM stage`` (dispatchState.init): ARGs and config go on, triggers and whether CMD was given do not."""

@@ -236,7 +236,8 @@ def _apply_changes(
             raise Unsuited(found.unsupported)
         return {**found.parents, **found.entries}
 
-    gone = play(old, [change.path for change in changes if change.kind == "deleted"])
+    deleted = {change.path for change in changes if change.kind == "deleted"}
+    gone = {path: entry for path, entry in play(old, deleted).items() if entry.source in deleted}
     made = play(new, [change.path for change in changes if change.kind != "deleted"])
     for path, entry in made.items():
         wanted.put(path, entry)

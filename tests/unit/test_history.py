@@ -52,7 +52,7 @@ FORMS = (
     ("STOPSIGNAL 9", "STOPSIGNAL 9", BUILDKIT, False, True),
     # the classic builder
     ("RUN a", "/bin/sh -c a", "", True, True),
-    ("RUN a", "/bin/sh -c a", "", False, False),
+    ("RUN a", "/bin/sh -c a", "", False, True),
     ("RUN a", "/bin/sh -c b", "", True, False),
     ("RUN a", "|1 A=1 /bin/sh -c a", "", True, False),
     ("RUN a", f"{NOP} RUN a", "", True, False),
