@@ -388,8 +388,11 @@ def _rewritten(step: Step, alias: Mapping[int, str], analyzer: Analyzer, tags: D
 def _check_names(raw: str, wanted: Sequence[str], file: str, line: int, escape: str) -> None:
     """A name left as it was might mean another stage or image in the derived Dockerfile."""
     text = f"# escape={escape}\nFROM scratch\n{raw}\n".encode("utf-8", "surrogateescape")
-    made = parse(text, file).stages[0].instructions[0]
-    names = [made.flag("from") or "", *(mount.from_ for mount in made.mounts)]
+    try:
+        made = parse(text, file).stages[0].instructions[0]
+        names = [made.flag("from") or "", *(mount.from_ for mount in made.mounts)]
+    except OfflineRebuildError:  # an old name may mean the stage itself here
+        names = []
     if any(name not in names for name in wanted):
         raise OfflineRebuildError(
             "dockerfile-unsupported",

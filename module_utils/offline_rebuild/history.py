@@ -26,7 +26,7 @@ THIN_COMMENT = "offline-rebuild.thin"
 #: Comment of an entry that stands for an instruction whose files, if any, are in the thin layer.
 STEP_COMMENT = "offline-rebuild.v0"
 _PAIR = re.compile(r" [^ =]*=")
-_ENV_KEY = re.compile(r"(?:^| )([A-Za-z_][A-Za-z0-9_.\-]*)=")
+_KEY = re.compile(r"(?:^| )([A-Za-z_][A-Za-z0-9_.\-/]*)=")
 
 
 class _Unknown:
@@ -144,7 +144,7 @@ def _quoted_list(text: str) -> Any:
 
 
 def _pairs(text: str) -> Iterator[Tuple[str, Any]]:
-    found = list(_ENV_KEY.finditer(text))
+    found = list(_KEY.finditer(text))
     for match in found:
         # Several keys in one entry: where one value ends and the next begins is not certain, values are unquoted.
         yield match.group(1), (text[match.end() :] if len(found) == 1 else UNKNOWN)

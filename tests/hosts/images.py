@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,6 +113,29 @@ def ensure_image(engine: str, say: Callable[[str], None] = print) -> str:
         else:
             _import_bootstrapped(client, engine, name)
     return name
+
+
+def program(engine: str, path: str) -> Path:
+    """A program out of a host image, for tests that need just this version of it on this machine.
+
+    :param path: its absolute path in the image.
+    """
+    name = ensure_image(engine)
+    kept = CACHE / "programs" / name.rsplit(":", 1)[-1] / path.rsplit("/", 1)[-1]
+    if not kept.exists():
+        client = docker.from_env(timeout=900)
+        container = client.containers.create(name, ["true"], labels={LABEL: "test"})
+        try:
+            stream, _ = container.get_archive(path)
+            with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+                content = archive.extractfile(archive.next())
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.with_suffix(".part").write_bytes(content.read())
+        finally:
+            container.remove()
+        kept.with_suffix(".part").chmod(0o755)
+        kept.with_suffix(".part").rename(kept)
+    return kept
 
 
 def _has(client: docker.DockerClient, name: str) -> bool:

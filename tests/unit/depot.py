@@ -73,9 +73,12 @@ def made_config(
             history.append(entry if outcome.layer else {**entry, "empty_layer": True})
             diff_ids += [sha256(f"{len(diff_ids)} {outcome.created_by[0]}".encode())] if outcome.layer else []
     return {
-        "architecture": "amd64", "os": "linux", "config": state.config, "history": history,
+        "architecture": "amd64",
+        "os": "linux",
+        "config": state.config,
+        "history": history,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
-    }  # fmt: skip
+    }
 
 
 def tar_of(files: Mapping[str, str | tuple[int, str] | None]) -> bytes:
@@ -136,20 +139,23 @@ class Depot:
         raw = json.dumps(document, sort_keys=True).encode()
         kind = "application/vnd.oci.image"
         manifest = {
-            "schemaVersion": 2, "mediaType": f"{kind}.manifest.v1+json",
+            "schemaVersion": 2,
+            "mediaType": f"{kind}.manifest.v1+json",
             "config": {"mediaType": f"{kind}.config.v1+json", "digest": self.blob(raw), "size": len(raw)},
             "layers": [
                 {"mediaType": f"{kind}.layer.v1.tar", "digest": d, "size": len(data)}
                 for d, data in zip(diff_ids, layers, strict=True)
             ],
-        }  # fmt: skip
+        }
         image_id = self.blob(json.dumps(manifest).encode())
         for data in self.inspects.values():
             data["RepoTags"] = [tag for tag in data["RepoTags"] if tag != ref]
         known = self.inspects.get(image_id, {}).get("RepoTags", [])
         self.inspects[image_id] = {
-            "Id": image_id, "RepoTags": [*known, ref] if ref else known, "RootFS": {"Layers": diff_ids},
-        }  # fmt: skip
+            "Id": image_id,
+            "RepoTags": [*known, ref] if ref else known,
+            "RootFS": {"Layers": diff_ids},
+        }
         return image_id
 
     def remove(self, ref: str) -> None:
@@ -194,7 +200,13 @@ class Depot:
 
         def reader(image: Image) -> LayerReader:
             return LayerReader(
-                self, image.inspect, image.diff_ids, image.layer_descriptors, store.content_dir, evidence, False  # type: ignore[arg-type]
+                self,
+                image.inspect,
+                image.diff_ids,
+                image.layer_descriptors,
+                store.content_dir,
+                evidence,
+                False,  # type: ignore[arg-type]
             )
 
         build = build_input(text, args, options.pop("target", ""))

@@ -63,9 +63,15 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 RECORDED = [
     Recorded(
-        engine, name, case["dockerfile"], case["args"], made["bases"][case["base"]], case["base"], case["image"],
+        engine,
+        name,
+        case["dockerfile"],
+        case["args"],
+        made["bases"][case["base"]],
+        case["base"],
+        case["image"],
         tuple(case["prefixes"]),
     )
     for engine, made in DATA.items()
     for name, case in made["cases"].items()
-]  # fmt: skip
+]

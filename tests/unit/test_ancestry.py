@@ -74,7 +74,9 @@ def test_another_build_argument() -> None:
             found = aligned(image_of(case.image), case.dockerfile, image_of(case.base), {**case.args, "VERSION": "3.0"})
             assert found is not None
             assert found.matched < 6  # ENV VERSION shows it
-            found = aligned(image_of(case.image), case.dockerfile, image_of(case.base), {**case.args, "DISTRO": "other"})
+            found = aligned(
+                image_of(case.image), case.dockerfile, image_of(case.base), {**case.args, "DISTRO": "other"}
+            )
             assert found is not None
             assert found.matched < 11  # RUN shows it
 
@@ -115,17 +117,41 @@ def test_an_argument_that_an_env_hides_need_not_be_repeated() -> None:
     base = made_config(BASE)
     built = image_of(made_config("FROM base\nARG A=1\nENV A=2\nRUN b\n", base=base))
     entries = [{**e, "created_by": e["created_by"].replace("|1 A=2 ", "")} for e in built.config["history"]]
-    found = aligned(image_of({**built.config, "history": entries}), "FROM base\nARG A=1\nENV A=2\nRUN b\n", image_of(base))
+    found = aligned(
+        image_of({**built.config, "history": entries}), "FROM base\nARG A=1\nENV A=2\nRUN b\n", image_of(base)
+    )
     assert found is not None
     assert found.whole
 
 
 #: No two of these leave the same text.
 LINES = [
-    "RUN a", "RUN b", 'RUN ["a"]', "COPY a /a", "COPY b /a", "ADD a /a", "ENV A=1", "ENV A=2", "ENV B=$A", "WORKDIR /a", "WORKDIR b",
-    "CMD a", 'CMD ["a"]', "ENTRYPOINT a", "USER 1", "USER 2", "LABEL a=1", "LABEL a=2", "EXPOSE 1", "EXPOSE 2/udp", "VOLUME /a",
-    "STOPSIGNAL 9", "HEALTHCHECK NONE", "HEALTHCHECK CMD a", 'SHELL ["/bin/x", "-c"]',
-]  # fmt: skip
+    "RUN a",
+    "RUN b",
+    'RUN ["a"]',
+    "COPY a /a",
+    "COPY b /a",
+    "ADD a /a",
+    "ENV A=1",
+    "ENV A=2",
+    "ENV B=$A",
+    "WORKDIR /a",
+    "WORKDIR b",
+    "CMD a",
+    'CMD ["a"]',
+    "ENTRYPOINT a",
+    "USER 1",
+    "USER 2",
+    "LABEL a=1",
+    "LABEL a=2",
+    "EXPOSE 1",
+    "EXPOSE 2/udp",
+    "VOLUME /a",
+    "STOPSIGNAL 9",
+    "HEALTHCHECK NONE",
+    "HEALTHCHECK CMD a",
+    'SHELL ["/bin/x", "-c"]',
+]
 FILES = st.lists(st.sampled_from(LINES), min_size=1, max_size=8)
 
 
@@ -152,7 +178,7 @@ def test_any_history_is_aligned_or_not(entries: list[tuple[str, str, bool]], lin
         "config": {"Env": ["A"], "Labels": None, "OnBuild": ["x"]},
         "history": [{"created_by": t, "comment": c, "empty_layer": e} for t, c, e in entries],
         "rootfs": {"diff_ids": [str(n) for n in range(sum(1 for e in entries if not e[2]))]},
-    }  # fmt: skip
+    }
     for boundary in (None, 0, 3):
         found = aligned(image_of(config), "\n".join(["FROM base", *lines]), boundary=boundary)
         assert found is None or list(found.positions) == sorted(found.positions)
@@ -163,6 +189,10 @@ def test_a_long_history_does_not_take_long() -> None:
     entry = {"created_by": "RUN /bin/sh -c a # buildkit", "comment": BUILDKIT, "empty_layer": True}
     started = time.monotonic()
     for count in (300, 100_000):
-        config = {"config": {}, "history": [entry] * count + [{**entry, "empty_layer": False}] * 2, "rootfs": {"diff_ids": ["1", "2"]}}
+        config = {
+            "config": {},
+            "history": [entry] * count + [{**entry, "empty_layer": False}] * 2,
+            "rootfs": {"diff_ids": ["1", "2"]},
+        }
         aligned(image_of(config), "FROM base\n" + "RUN a\n" * 12)
     assert time.monotonic() - started < 30

@@ -68,8 +68,9 @@ def test_the_containerd_store_gets_a_layout_with_the_ancestors_descriptors(tmp_p
     assert json.loads(files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
     (descriptor,) = json.loads(files["index.json"])["manifests"]
     assert descriptor["annotations"] == {
-        "io.containerd.image.name": f"{REGISTRY}/graft:x", "org.opencontainers.image.ref.name": "x",
-    }  # fmt: skip
+        "io.containerd.image.name": f"{REGISTRY}/graft:x",
+        "org.opencontainers.image.ref.name": "x",
+    }
     raw = files["blobs/sha256/" + descriptor["digest"].split(":")[1]]
     assert made.id == descriptor["digest"] == sha256(raw)
     assert descriptor["size"] == len(raw)
@@ -87,7 +88,9 @@ def test_a_carried_layer(tmp_path: Path, docker: bool) -> None:
         ancestor = replace(ancestor, manifest={**(ancestor.manifest or {}), "mediaType": DOCKER_MANIFEST})
     layer = tar_of({"c": "1"})
     (tmp_path / "layer.tar").write_bytes(layer)
-    made = document("r/x:1", {"config": {}}, ancestor, 2, [Carried(sha256(layer), len(layer), str(tmp_path / "layer.tar"))])
+    made = document(
+        "r/x:1", {"config": {}}, ancestor, 2, [Carried(sha256(layer), len(layer), str(tmp_path / "layer.tar"))]
+    )
     files = archive(made)
     assert files["blobs/sha256/" + sha256(layer).split(":")[1]] == layer
     assert made.diff_ids == (*ancestor.diff_ids, sha256(layer))
@@ -105,7 +108,7 @@ def test_bytes_that_are_not_utf8_are_written_as_go_writes_them() -> None:
 def fake_docker(tmp_path: Path, inspect: str, names: str = "") -> Docker:
     cli = tmp_path / "docker"
     cli.write_text(
-        f"#!/bin/sh\necho \"$*\" >> {tmp_path}/calls\ncase \"$1 $2\" in\n"
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\ncase "$1 $2" in\n'
         f"'image inspect') echo '{inspect}';; 'image ls') echo '{names}';; 'load ') cat > {tmp_path}/loaded;; esac\n"
     )
     cli.chmod(0o755)
@@ -115,7 +118,10 @@ def fake_docker(tmp_path: Path, inspect: str, names: str = "") -> Docker:
 @pytest.mark.parametrize("wrong", ["", "id", "layers", "gone"])
 def test_what_the_engine_took_is_checked(tmp_path: Path, wrong: str) -> None:
     made = document("r/x:1", {"config": {}}, image_of(CONFIG), 1)
-    found = {"Id": "sha256:0" if wrong == "id" else made.id, "RootFS": {"Layers": [] if wrong == "layers" else made.diff_ids}}
+    found = {
+        "Id": "sha256:0" if wrong == "id" else made.id,
+        "RootFS": {"Layers": [] if wrong == "layers" else made.diff_ids},
+    }
 
     class Store:
         docker = fake_docker(tmp_path, json.dumps([] if wrong == "gone" else [found]))

@@ -44,10 +44,16 @@ FORMS = (
     ("EXPOSE 80 53/udp", "EXPOSE [53/udp 80/tcp]", BUILDKIT, False, True),
     ("EXPOSE 81", "EXPOSE [80/tcp]", BUILDKIT, False, False),
     ("HEALTHCHECK NONE", 'HEALTHCHECK &{["NONE"] "0s" "0s" "0s" \'\\x00\'}', BUILDKIT, False, True),
-    ("HEALTHCHECK --retries=10 CMD a", 'HEALTHCHECK &{["CMD-SHELL" "a"] "0s" "0s" "0s" "0s" \'\\n\'}', BUILDKIT, False, True),
+    (
+        "HEALTHCHECK --retries=10 CMD a",
+        'HEALTHCHECK &{["CMD-SHELL" "a"] "0s" "0s" "0s" "0s" \'\\n\'}',
+        BUILDKIT,
+        False,
+        True,
+    ),
     ("LABEL a=b", "LABEL a=b", BUILDKIT, False, True),
     ("USER 1:2", "USER 1:2", BUILDKIT, False, True),
-    ("SHELL [\"a\", \"b\"]", "SHELL [a b]", BUILDKIT, False, True),
+    ('SHELL ["a", "b"]', "SHELL [a b]", BUILDKIT, False, True),
     ("VOLUME /a /b", "VOLUME [/a /b]", BUILDKIT, False, True),
     ("STOPSIGNAL 9", "STOPSIGNAL 9", BUILDKIT, False, True),
     # the classic builder
@@ -85,7 +91,7 @@ FORMS = (
     ("RUN a", "", "", True, False),
     ("COPY a /c", "touch /x", "a note", True, False),
     ("ENV A=1", "", "Imported from -", True, False),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("line", "text", "comment", "layer", "same"), FORMS)
@@ -132,9 +138,10 @@ def test_what_no_instruction_set_is_unknown() -> None:
         ("", "Imported from -", set()),
     ):
         base = {
-            "config": section if fields else {}, "rootfs": {"diff_ids": ["sha256:1"]},
+            "config": section if fields else {},
+            "rootfs": {"diff_ids": ["sha256:1"]},
             "history": [{"created_by": created_by, "comment": comment}],
-        }  # fmt: skip
+        }
         document, unknown = config_at(image_of(made_config(app, base=base)), 1)
         assert {field for field, _ in unknown} == fields
         assert not document["config"].get("User") or fields == {"Cmd"}
@@ -149,18 +156,28 @@ def test_the_author_is_not_carried_over_a_cut() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("ENV A=1", [("Env", "A", "1")]), ("ENV A=1 B=2", [("Env", "A", UNKNOWN), ("Env", "B", UNKNOWN)]),
-        (f"{NOP} ENV A=1 2", [("Env", "A", "1 2")]), ("LABEL a.b/c=1", []), ("LABEL a=", [("Labels", "a", "")]),
-        ('CMD ["a" "b c"]', [("Cmd", "", ["a", "b c"])]), ("CMD [a]", [("Cmd", "", UNKNOWN)]), ("CMD []", [("Cmd", "", [])]),
+        ("ENV A=1", [("Env", "A", "1")]),
+        ("ENV A=1 B=2", [("Env", "A", UNKNOWN), ("Env", "B", UNKNOWN)]),
+        (f"{NOP} ENV A=1 2", [("Env", "A", "1 2")]),
+        ("LABEL a.b/c=1", [("Labels", "a.b/c", "1")]),
+        ("LABEL a=", [("Labels", "a", "")]),
+        ('CMD ["a" "b c"]', [("Cmd", "", ["a", "b c"])]),
+        ("CMD [a]", [("Cmd", "", UNKNOWN)]),
+        ("CMD []", [("Cmd", "", [])]),
         ("EXPOSE map[80/tcp:{} 53/udp:{}]", [("ExposedPorts", "80/tcp", {}), ("ExposedPorts", "53/udp", {})]),
-        ("EXPOSE 80", [("ExposedPorts", "80/tcp", {})]), ("VOLUME [/a /b]", [("Volumes", "/a", {}), ("Volumes", "/b", {})]),
-        ("WORKDIR /a", [("WorkingDir", "", "/a")]), ("USER a", [("User", "", "a")]), ("SHELL [a]", [("Shell", "", UNKNOWN)]),
-        ("RUN /bin/sh -c ENV A=1 # buildkit", []), ("COPY ENV A=1 # buildkit", []), ("", []), ("ENV", []), ("CMD", [("Cmd", "", UNKNOWN)]),
+        ("EXPOSE 80", [("ExposedPorts", "80/tcp", {})]),
+        ("VOLUME [/a /b]", [("Volumes", "/a", {}), ("Volumes", "/b", {})]),
+        ("WORKDIR /a", [("WorkingDir", "", "/a")]),
+        ("USER a", [("User", "", "a")]),
+        ("SHELL [a]", [("Shell", "", UNKNOWN)]),
+        ("RUN /bin/sh -c ENV A=1 # buildkit", []),
+        ("COPY ENV A=1 # buildkit", []),
+        ("", []),
+        ("ENV", []),
+        ("CMD", [("Cmd", "", UNKNOWN)]),
     ],
-)  # fmt: skip
+)
 def test_what_an_entry_set(text: str, found: list[Any]) -> None:
-    if text.startswith("LABEL a.b/c"):
-        pytest.skip("a key with other characters is not told; nothing rests on it")
     assert touches(HistoryEntry(text, "", None)) == found
 
 
@@ -180,11 +197,36 @@ def test_docker_import_has_settings_that_no_entry_tells_of() -> None:
 
 TEXTS = st.text(max_size=30) | st.lists(
     st.sampled_from(
-        ["RUN ", "COPY ", "ENV ", "A=1", " B=2", "CMD ", "[", "]", '"', "/bin/sh -c ", "#(nop) ", "|1 ", "EXPOSE ", "80", "/tcp",
-         "file:abc in ", "LABEL ", "VOLUME ", "WORKDIR ", "SHELL ", "ARG ", "# buildkit", "\n", "\\", "ENTRYPOINT "]
+        [
+            "RUN ",
+            "COPY ",
+            "ENV ",
+            "A=1",
+            " B=2",
+            "CMD ",
+            "[",
+            "]",
+            '"',
+            "/bin/sh -c ",
+            "#(nop) ",
+            "|1 ",
+            "EXPOSE ",
+            "80",
+            "/tcp",
+            "file:abc in ",
+            "LABEL ",
+            "VOLUME ",
+            "WORKDIR ",
+            "SHELL ",
+            "ARG ",
+            "# buildkit",
+            "\n",
+            "\\",
+            "ENTRYPOINT ",
+        ]
     ),
     max_size=6,
-).map("".join)  # fmt: skip
+).map("".join)
 
 
 @settings(max_examples=300, derandomize=True, deadline=None)
@@ -194,7 +236,7 @@ def test_any_history_can_be_read(entries: list[tuple[str, str, bool]], cut: int)
         "config": {"Env": ["PATH=/x", "A"], "Labels": {"a": "1"}, "Volumes": None},
         "history": [{"created_by": t, "comment": c, "empty_layer": e} for t, c, e in entries],
         "rootfs": {"diff_ids": [str(n) for n in range(sum(1 for e in entries if not e[2]))]},
-    }  # fmt: skip
+    }
     document, unknown = config_at(image_of(config), cut)
     assert len(document["history"]) == min(cut, len(entries))
     assert all(field and isinstance(key, str) for field, key in unknown)

@@ -7,8 +7,6 @@ import io
 import itertools
 import json
 import os
-import re
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -23,6 +21,7 @@ from module_utils.offline_rebuild import ignorefile
 from module_utils.offline_rebuild.context import Context
 from module_utils.offline_rebuild.errors import OfflineRebuildError
 from module_utils.offline_rebuild.ignorefile import EMPTY, IgnoreFile, load, parse
+from tests.hosts.images import program
 from tests.unit.figures import record
 
 FACTS = json.loads((Path(__file__).parent.parent / "data" / "ignorefile.json").read_text("utf-8"))
@@ -294,24 +293,11 @@ def test_many_paths_are_fast():
 def client(name: str) -> list[str]:
     """The command of a BuildKit client: the rules of the walk are the client's, not the engine's.
 
-    ``buildx``: the plugin, or the binary that OFFLINE_REBUILD_BUILDX names. ``classic``: a docker CLI on PATH that is
-    old enough to build with BuildKit by itself.
+    ``buildx``: Debian 13's plugin; ``classic``: Debian 12's CLI, which builds with BuildKit by itself.
     """
-    if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
-        pytest.skip("no Docker engine answers")
     if name == "buildx":
-        named = os.environ.get("OFFLINE_REBUILD_BUILDX")
-        command = [named] if named else ["docker", "buildx"]
-        if subprocess.run([*command, "version"], capture_output=True, check=False).returncode:
-            pytest.skip("no buildx: set OFFLINE_REBUILD_BUILDX to its binary")
-        return [*command, "build"]
-    for directory in os.get_exec_path():
-        docker = shutil.which("docker", path=directory)
-        if docker and re.search(
-            rb" (19|20)\.", subprocess.run([docker, "--version"], capture_output=True, check=True).stdout
-        ):
-            return [docker, "build"]
-    pytest.skip("no docker CLI of 20.10 on PATH")
+        return [str(program("trixie", "/usr/libexec/docker/cli-plugins/docker-buildx")), "build"]
+    return [str(program("bookworm", "/usr/bin/docker")), "build"]
 
 
 def copied(command: list[str], root: Path) -> dict[str, tuple] | str:

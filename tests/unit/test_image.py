@@ -39,12 +39,18 @@ def store_of(depot: Depot) -> ImageStore:
 @pytest.mark.parametrize(
     ("ref", "normal"),
     [
-        ("python", "python:latest"), ("python:3", "python:3"), ("docker.io/library/python:3", "python:3"),
-        ("docker.io/a/b", "a/b:latest"), ("localhost:5000/a", "localhost:5000/a:latest"), ("a/b:1", "a/b:1"),
-        ("index.docker.io/library/python", "python:latest"), ("python@sha256:1", "python@sha256:1"),
-        ("python:3@sha256:1", "python@sha256:1"), ("localhost:5000/a:1@sha256:1", "localhost:5000/a@sha256:1"),
+        ("python", "python:latest"),
+        ("python:3", "python:3"),
+        ("docker.io/library/python:3", "python:3"),
+        ("docker.io/a/b", "a/b:latest"),
+        ("localhost:5000/a", "localhost:5000/a:latest"),
+        ("a/b:1", "a/b:1"),
+        ("index.docker.io/library/python", "python:latest"),
+        ("python@sha256:1", "python@sha256:1"),
+        ("python:3@sha256:1", "python@sha256:1"),
+        ("localhost:5000/a:1@sha256:1", "localhost:5000/a@sha256:1"),
     ],
-)  # fmt: skip
+)
 def test_names(ref: str, normal: str) -> None:
     assert normal_ref(ref) == normal
 
@@ -90,10 +96,13 @@ def test_an_index_stands_for_the_platform_that_the_engine_shows(tmp_path: Path) 
     index = {
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [
-            {"digest": "sha256:gone"}, 5, {"digest": two, "annotations": {"vnd.docker.reference.type": "attestation-manifest"}},
-            {"digest": one}, {"digest": two},
+            {"digest": "sha256:gone"},
+            5,
+            {"digest": two, "annotations": {"vnd.docker.reference.type": "attestation-manifest"}},
+            {"digest": one},
+            {"digest": two},
         ],
-    }  # fmt: skip
+    }
     for found in (one, two):
         image_id = depot.blob(json.dumps(index).encode())
         depot.inspects = {image_id: {**depot.inspects.get(found, {}), "Id": image_id, "RepoTags": ["x:1"]}}

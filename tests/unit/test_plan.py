@@ -8,9 +8,21 @@ from module_utils.offline_rebuild.plan import FileChange, Plan, ServicePlan, Sta
 
 UNCHANGED = ServicePlan("db", "db:1", "unchanged", image_before="sha256:" + "1" * 64)
 REBUILD = ServicePlan(
-    "web", "web:1", "rebuild", "graft", ("a file changed",), (FileChange("app.py", "changed", ("mode",), "only the mode differs"),),
-    "Dockerfile", 3, 5, Start(4, "COPY app.py /"), "assumed", ("FROM base",), "web:1", "sha256:" + "2" * 64,
-)  # fmt: skip
+    "web",
+    "web:1",
+    "rebuild",
+    "graft",
+    ("a file changed",),
+    (FileChange("app.py", "changed", ("mode",), "only the mode differs"),),
+    "Dockerfile",
+    3,
+    5,
+    Start(4, "COPY app.py /"),
+    "assumed",
+    ("FROM base",),
+    "web:1",
+    "sha256:" + "2" * 64,
+)
 BLOCKED = ServicePlan("job", "job:1", "blocked", reasons=("it needs a network", "remedy: bring it in"))
 
 

@@ -47,7 +47,9 @@ def test_a_record_is_for_its_image_only(tmp_path: Path) -> None:
     assert fresh.of("sha256:j", "sha256:c") == ()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"schema": 1}', '"x"', "\x00", '{"schema": 1, "checksum": 5}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"schema": 1}', '"x"', "\x00", '{"schema": 1, "checksum": 5}']
+)
 def test_a_broken_file_counts_as_absent(tmp_path: Path, text: str) -> None:
     write_atomic(str(tmp_path / "records/i.json"), text.encode())
     assert RecordStore(str(tmp_path)).of("sha256:i", "sha256:c") == ()

@@ -329,9 +329,11 @@ def test_a_base_whose_history_does_not_account_for_its_layers(depot: Depot, tmp_
     """Where such a base ends is not known: a graft at its end would have none of its layers."""
     depot.add("odd:1", {"os": "linux", "architecture": "amd64", "config": {}}, [tar_of({"a": "1"})])
     config = {
-        "os": "linux", "architecture": "amd64", "config": {},
+        "os": "linux",
+        "architecture": "amd64",
+        "config": {},
         "history": [{"created_by": "RUN x # buildkit", "comment": "buildkit.dockerfile.v0"}],
-    }  # fmt: skip
+    }
     depot.add("app:latest", config, [tar_of({"a": "1"})])
     stage = judged(depot, "FROM odd:1\nRUN y\n", tmp_path)
     assert stage.alignment is None

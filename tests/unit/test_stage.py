@@ -53,7 +53,8 @@ def test_the_history_that_every_instruction_leaves(case: Recorded) -> None:
 
 
 def test_arg_scope() -> None:
-    text = "ARG G=g\nARG H=$G-h\nFROM scratch\nARG G\nARG H=own\nARG N\nARG B=b\nARG TARGETARCH\nENV R=$G,$H,$N,$B,$TARGETARCH"
+    text = "ARG G=g\nARG H=$G-h\nFROM scratch\nARG G\nARG H=own\nARG N\nARG B=b\nARG TARGETARCH\n"
+    text += "ENV R=$G,$H,$N,$B,$TARGETARCH"
     state, outcomes = ran(text, {"B": "given", "unused": "x"})
     assert state.env["R"] == "g,own,,given,amd64"
     assert outcomes[0].created_by == ("ARG G=g", "ARG G")
@@ -113,8 +114,10 @@ def test_the_triggers_of_a_base() -> None:
     base = {"config": {"OnBuild": ["RUN a", "COPY <<E /x\n1\nE"], "WorkingDir": "/w/", "Env": ["A=1"]}}
     state, outcomes = ran("FROM base\nRUN b\n", base=base)
     assert [outcome.created_by[0] for outcome in outcomes] == [
-        "RUN /bin/sh -c a # buildkit", "COPY <<E /x # buildkit", "RUN /bin/sh -c b # buildkit",
-    ]  # fmt: skip
+        "RUN /bin/sh -c a # buildkit",
+        "COPY <<E /x # buildkit",
+        "RUN /bin/sh -c b # buildkit",
+    ]
     assert not state.config["OnBuild"]
     assert state.config["WorkingDir"] == "/w"
     assert state.config["Env"][-1].startswith("PATH=/usr/local/sbin")
@@ -122,18 +125,33 @@ def test_the_triggers_of_a_base() -> None:
 
 
 def test_what_reads_what() -> None:
-    text = "\n".join(
-        [
-            "FROM a AS One", "FROM b", "FROM c AS three", "COPY --from=ONE x /", "COPY --from=1 x /", "COPY --from=img:1 x /",
-            "COPY x /", "ADD https://x/y /", "COPY git@x /", "RUN --mount=from=one,target=/a --mount=type=cache,target=/b x",
-            "RUN --mount=type=cache,from=img:2,target=/b --mount=type=tmpfs,target=/t x", "COPY <<E /x", "1", "E",
-        ]
-    )  # fmt: skip
+    text = """FROM a AS One
+FROM b
+FROM c AS three
+COPY --from=ONE x /
+COPY --from=1 x /
+COPY --from=img:1 x /
+COPY x /
+ADD https://x/y /
+COPY git@x /
+RUN --mount=from=one,target=/a --mount=type=cache,target=/b x
+RUN --mount=type=cache,from=img:2,target=/b --mount=type=tmpfs,target=/t x
+COPY <<E /x
+1
+E
+"""
     steps = timelines(build_input(text))[2].steps
     assert [(step.kind, step.source) for step in steps] == [
-        ("stage", 0), ("stage", 1), ("image", "img:1"), ("context", None), ("remote", None), ("context", None), ("run", None),
-        ("run", None), ("context", None),
-    ]  # fmt: skip
+        ("stage", 0),
+        ("stage", 1),
+        ("image", "img:1"),
+        ("context", None),
+        ("remote", None),
+        ("context", None),
+        ("run", None),
+        ("run", None),
+        ("context", None),
+    ]
     assert [step.mounts for step in steps[6:8]] == [(("stage", 0),), (("image", "img:2"),)]
     assert steps[0].stages == frozenset({0})
     assert steps[6].stages == frozenset({0})
@@ -150,11 +168,13 @@ def test_targets() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("FROM $X\n", "should not be blank"), ("FROM a AS b\nCOPY --from=b x /\n", "circular dependency"),
-        ("FROM scratch\nEXPOSE 99999\n", "invalid port"), ("FROM scratch\nEXPOSE b-a\n", "invalid port"),
+        ("FROM $X\n", "should not be blank"),
+        ("FROM a AS b\nCOPY --from=b x /\n", "circular dependency"),
+        ("FROM scratch\nEXPOSE 99999\n", "invalid port"),
+        ("FROM scratch\nEXPOSE b-a\n", "invalid port"),
         ("FROM scratch\nENV A=${B:?no}\n", "no"),
     ],
-)  # fmt: skip
+)
 def test_errors_have_a_place(text: str, message: str) -> None:
     with pytest.raises(OfflineRebuildError, match=message) as caught:
         ran(text)
@@ -164,7 +184,14 @@ def test_errors_have_a_place(text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("current", "path", "joined"),
-    [("/", "a", "/a"), ("/a", "b/../c/", "/a/c"), ("/a", "/x//y", "/x/y"), ("", "a", "/a"), ("/a", "../../..", "/"), ("/", "//x", "/x")],
+    [
+        ("/", "a", "/a"),
+        ("/a", "b/../c/", "/a/c"),
+        ("/a", "/x//y", "/x/y"),
+        ("", "a", "/a"),
+        ("/a", "../../..", "/"),
+        ("/", "//x", "/x"),
+    ],
 )
 def test_workdirs(current: str, path: str, joined: str) -> None:
     assert join_workdir(current, path) == joined
@@ -172,8 +199,19 @@ def test_workdirs(current: str, path: str, joined: str) -> None:
 
 def test_the_text_of_a_record_tells_instructions_apart() -> None:
     lines = [
-        "RUN a", 'RUN ["a"]', "RUN --network=none a", "RUN a b", "RUN <<E\na\nE", "RUN <<E\nb\nE", "RUN <<-E\na\nE", "RUN <<'E'\na\nE",
-        "COPY a b", "COPY --from=x a b", "COPY --link a b", "ENV a=1 b=2", 'ENV a="1 b=2"',
-    ]  # fmt: skip
+        "RUN a",
+        'RUN ["a"]',
+        "RUN --network=none a",
+        "RUN a b",
+        "RUN <<E\na\nE",
+        "RUN <<E\nb\nE",
+        "RUN <<-E\na\nE",
+        "RUN <<'E'\na\nE",
+        "COPY a b",
+        "COPY --from=x a b",
+        "COPY --link a b",
+        "ENV a=1 b=2",
+        'ENV a="1 b=2"',
+    ]
     texts = {canonical(timelines(build_input(f"FROM x\n{line}\n"))[0].steps[0].instruction) for line in lines}
     assert len(texts) == len(lines)
