@@ -7,10 +7,10 @@ explains the rest of the history clearly better than any other: found, not guess
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, FrozenSet, List, Mapping, Optional, Tuple
 
-from .history import THIN_COMMENT, config_at, is_certain, is_onbuild, is_redundant_arg, matches, touches
+from .history import NOP, THIN_COMMENT, config_at, is_certain, is_onbuild, is_redundant_arg, matches, touches
 from .image import HistoryEntry, Image
 from .stage import BuildInput, Outcome, State, Timeline, dispatch, scratch_config, start_state
 
@@ -31,6 +31,7 @@ class Alignment:
     :param outcomes: of every instruction of the timeline, those that do not match included.
     :param base_present: whether the base image is here and is the beginning of this image.
     :param unknown: ``(field, key)`` of the base's config that the history does not tell.
+    :param doubt: why the boundary, which was searched for, is not certain.
     """
 
     image: Image
@@ -40,6 +41,7 @@ class Alignment:
     outcomes: Tuple[Outcome, ...]
     base_present: bool
     unknown: FrozenSet[Tuple[str, str]]
+    doubt: str = ""
 
     @property
     def matched(self) -> int:
@@ -147,7 +149,23 @@ def _search(image: Image, timeline: Timeline, build: BuildInput, outer: Mapping[
         return None
     if len(best) > 1 and best[1][0] == best[0][0]:
         return None
-    return best[0][1]
+    return replace(best[0][1], doubt=_doubt(image, best[0][1].boundary))
+
+
+def _doubt(image: Image, boundary: int) -> str:
+    """Whether the entry before the boundary is one that bases end with.
+
+    If it is not, it may be an instruction of the stage that the Dockerfile no longer has: it would count as the base's.
+    """
+    entry = image.history[boundary - 1]
+    text = NOP.sub("", entry.created_by)
+    if text.startswith(("CMD ", "ENTRYPOINT ")) or entry.comment.startswith(("Imported from", "debuerreotype")):
+        return ""
+    shown = " ".join(text.split())[:60]
+    return (
+        f"where the base ends in {image.name} cannot be told: `{shown}` may be the base's, or an instruction that the "
+        "Dockerfile no longer has (record the untouched tree first: playbooks/prime.yml; or bring the base image)"
+    )
 
 
 def _starts(image: Image, timeline: Timeline, boundary: int) -> bool:

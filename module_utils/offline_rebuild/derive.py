@@ -146,6 +146,8 @@ def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
                 f"{unsettled} of the base image {timeline.base} is not in its children's history",
                 pull_remedy(timeline.base, timeline.platform),
             )
+        if stage.alignment is not None and cut < len(stage.alignment.states):
+            _carried_args(stage.alignment.states[cut], analyzer.build)  # raises for what cannot be carried
         for step in timeline.steps[cut:]:
             text = "\n".join([step.instruction.text, *(d.content for d in step.instruction.heredocs)])
             place = f"{analyzer.build.dockerfile.file}:{step.instruction.line}"
@@ -358,7 +360,12 @@ def _carried_args(state: State, build: BuildInput) -> List[str]:
             lines.append(f"ARG {key}")
             continue
         if "\n" in value:
-            raise OfflineRebuildError("arg-newline", f"the build argument {key} has a line break and cannot be carried")
+            raise OfflineRebuildError(
+                "arg-newline",
+                f"the build argument {key} has a line break and cannot be carried",
+                "give it without a line break",
+                file=build.dockerfile.file,
+            )
         quoted = "".join(escape + char if char in ('"', "$", escape) else char for char in value)
         lines.append(f'ARG {key}="{quoted}"')
     return lines

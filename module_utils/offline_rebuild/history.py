@@ -90,6 +90,8 @@ def is_certain(image: Image, position: int, outcome: Outcome) -> bool:
     :param position: the number of the matching entry.
     """
     keyword = outcome.expanded.keyword
+    if keyword in ("LABEL", "VOLUME", "HEALTHCHECK"):
+        return _is_certain_at_end(image, position, outcome)
     if keyword not in ("ENV", "SHELL"):
         return True
     later = {(field, key) for entry in image.history[position + 1 :] for field, key, _ in touches(entry)}
@@ -217,6 +219,21 @@ def _explained(config: Mapping[str, Any], values: Mapping[Tuple[str, str], Any],
     if field == "Cmd" and final is None:
         return value is None or ("Entrypoint", "") in values
     return (value or None) == final
+
+
+def _is_certain_at_end(image: Image, position: int, outcome: Outcome) -> bool:
+    """LABEL, VOLUME and HEALTHCHECK matter in the final config only: what no later entry changed must be in it."""
+    later = {(field, key) for entry in image.history[position + 1 :] for field, key, _ in touches(entry)}
+    final = image.config.get("config") or {}
+    instruction = outcome.expanded
+    if instruction.keyword == "LABEL":
+        have = final.get("Labels") or {}
+        return all(have.get(key) == (value or "") for key, value in instruction.pairs if ("Labels", key) not in later)
+    if instruction.keyword == "VOLUME":
+        return set(instruction.args) <= set(final.get("Volumes") or {})
+    return ("Healthcheck", "") in later or list((final.get("Healthcheck") or {}).get("Test") or []) == list(
+        instruction.healthcheck.test
+    )
 
 
 def _silent(entries: Sequence[HistoryEntry]) -> FrozenSet[str]:

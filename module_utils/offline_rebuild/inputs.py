@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import Dict, Iterable, List, Optional, Pattern, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Pattern, Set, Tuple
 
+from .errors import OfflineRebuildError
+from .shellword import Lexer
 from .stage import Step, is_remote
 
 __all__ = ["go_match", "select", "sources_of"]
@@ -82,10 +84,12 @@ def _bracket(pattern: str, index: int) -> Optional[Tuple[str, int]]:
     return f"[{'^' if negate else ''}{body}]", index + 1
 
 
-def sources_of(step: Step) -> Tuple[str, ...]:
+def sources_of(step: Step, lexer: Optional[Lexer] = None, env: Optional[Mapping[str, str]] = None) -> Tuple[str, ...]:
     """The context paths or patterns that an instruction reads; :data:`EVERYTHING` where that is not certain.
 
     A ``$`` may stand for a variable of the base image, which is not known without it: everything, then.
+
+    :param env: the variables whose values are known for certain.
     """
     found: List[str] = []
     if step.kind in ("context", "remote"):
@@ -97,7 +101,19 @@ def sources_of(step: Step) -> Tuple[str, ...]:
             wild = parents and any(char in source for char in "*?[\\")
             found.append(EVERYTHING if wild else source.replace("/./", "/") if parents else source)
     found += [str(value) for kind, value in step.mounts if kind == "context"]
-    return tuple(EVERYTHING if "$" in source else source for source in found)
+    return tuple(_certain(source, lexer, env or {}) for source in found)
+
+
+def _certain(source: str, lexer: Optional[Lexer], env: Mapping[str, str]) -> str:
+    if "$" not in source:
+        return source
+    if lexer is None:
+        return EVERYTHING
+    try:
+        made = lexer.process_word_with_matches(source, env)
+    except OfflineRebuildError:
+        return EVERYTHING
+    return EVERYTHING if made.unmatched or not made.result else made.result
 
 
 def select(paths: Dict[str, str], sources: Iterable[str]) -> List[str]:

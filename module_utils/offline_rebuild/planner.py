@@ -181,6 +181,7 @@ class Planner:
         build = service.build
         assert build is not None
         _check_build(service, build)
+        context = self.context(build)
         source = self._dockerfile(build)
         args = {key: value for key, value in build.args.items() if value is not None}
         args.update(self.settings.build_args)
@@ -189,7 +190,7 @@ class Planner:
         parsed = BuildInput(parse(source, build.dockerfile), args, wanted, engine, build.target or "")
         return Analyzer(
             parsed,
-            self.context(build),
+            context,
             self.store,
             self.records,
             self.reader,

@@ -245,9 +245,11 @@ class Analyzer:
             chain = hashlib.sha256(json.dumps(["FROM", timeline.base, timeline.platform]).encode()).hexdigest()
             keys: List[str] = []
             manifests: Dict[int, Manifest] = {}
+            env: Dict[str, str] = {}
             for place, step in enumerate(timeline.steps):
                 parts: List[Any] = [chain, canonical(step.instruction), self._arg_values(step)]
-                sources = sources_of(step)
+                self._follow(env, step)
+                sources = sources_of(step, self.build.lexer, env)
                 if sources:
                     manifests[place] = self._manifest(sources)
                     parts.append(manifests[place].digest())
@@ -258,6 +260,22 @@ class Analyzer:
                 keys.append(chain)
             self._keys[index] = (tuple(keys), manifests)
         return self._keys[index]
+
+    def _follow(self, env: Dict[str, str], step: Step) -> None:
+        """Keep ``env`` at what the Dockerfile itself says for certain: no value that the base's could be in."""
+        if step.instruction.keyword not in ("ARG", "ENV"):
+            return
+        known = dict(env)
+        for key, text in step.instruction.pairs:
+            env.pop(key, None)
+            if step.instruction.keyword == "ARG" and (key in self.build.args or text is None):
+                value = self.build.args.get(key, self.outer.get(key))
+                if value is not None:
+                    env[key] = value
+            elif text is not None:
+                found = self.build.lexer.process_word_with_matches(text, known)
+                if not found.unmatched:
+                    env[key] = found.result
 
     def _manifest(self, sources: Sequence[str]) -> Manifest:
         if sources not in self._manifests:
@@ -338,8 +356,59 @@ class Analyzer:
             alignment = align(image, timeline, self.build, self.outer, base, boundary, record is not None)
             if alignment is not None:
                 found.append(StageReuse(timeline, alignment, 0, "", "", (), (), base))
+        if base is None and timeline.base != "scratch":
+            found = self._related(found, timeline)
         found.sort(key=self._rank)
         return found
+
+    def _related(self, found: Sequence[StageReuse], timeline: Timeline) -> List[StageReuse]:
+        """With the base not here, the candidates that are known to stand on it.
+
+        Two images may have the same instructions on different bases. So an image that has no record must be the
+        service's own, or stand on the same layers as that, or (a stage that was exported under another name) hold the
+        stage's text from its first instruction to the image's end. Where the service's own image has a record, that
+        speaks, and no assumption is made about others.
+        """
+        recorded = [c for c in found if self._record(c.alignment.image, timeline) is not None]  # type: ignore[union-attr]
+        own = [c for c in found if c.alignment is not None and self._is_own(c.alignment.image)]
+        anchor = self._base_layers(own)
+        if anchor is None and timeline.index != self.target and timeline.base == self.timelines[self.target].base:
+            anchor = self._base_layers(
+                [c for c in self._candidates_of_target() if c.alignment and self._is_own(c.alignment.image)]
+            )
+        speaks = any(self.records.of(i.id, i.config_digest) for i in self.store.all() if self._is_own(i))
+        kept = []
+        for candidate in found:
+            alignment = candidate.alignment
+            assert alignment is not None
+            whole = alignment.matched == len(timeline.steps) and alignment.positions[-1] == len(alignment.image.history)
+            layers = alignment.image.diff_ids[: alignment.layers_before(0)]
+            if (
+                candidate in recorded
+                or candidate in own
+                or (anchor is not None and layers == anchor)
+                or (anchor is None and whole and not speaks)
+            ):
+                kept.append(candidate)
+        return kept
+
+    def _candidates_of_target(self) -> List[StageReuse]:
+        timeline = self.timelines[self.target]
+        return self._candidates(timeline, self.base_of(timeline))
+
+    @staticmethod
+    def _base_layers(candidates: Sequence[StageReuse]) -> Optional[Tuple[str, ...]]:
+        """The base's layers, by the candidate that matches most."""
+        alignments = [c.alignment for c in candidates if c.alignment is not None and not c.alignment.doubt]
+        if not alignments:
+            return None
+        best = max(alignments, key=lambda a: a.matched)
+        return best.image.diff_ids[: best.layers_before(0)]
+
+    def _is_own(self, image: Image) -> bool:
+        """Whether the image has a name of the service's repository, whatever its tag."""
+        names = {name.rsplit(":", 1)[0] for name in self.preferred}
+        return bool(names & {ref.rsplit(":", 1)[0] for ref in image.refs}) or image.id in self.preferred
 
     def _rank(self, candidate: StageReuse) -> Tuple[int, bool, bool, str]:
         alignment = candidate.alignment
@@ -426,6 +495,8 @@ class Analyzer:
         record = self._record(alignment.image, timeline)
         if record is not None:
             return self._prove_recorded(candidate, record)
+        if alignment.doubt and not self.trusting:
+            return replace(candidate, alignment=None, reason=alignment.doubt)
         evidence, assumed = "observed", []
         if alignment.unknown & {("Env", key) for _, key in alignment.unknown}:
             return replace(candidate, alignment=None, reason="the base's environment is not in the image's history")

@@ -452,6 +452,8 @@ def _run(state: State, ins: Instruction, *_: Any) -> Outcome:
         argv = _argv(state, ins)
         if ins.is_json and len(argv) > 1:
             hidden.append("where the words of its exec form end")
+    if ins.is_json and len(ins.args) > 1:
+        hidden.append("how its words are divided")
     for flag in ("mount", "network", "security", "device"):
         if ins.flag(flag) is not None:
             hidden.append(f"--{flag}")

@@ -54,7 +54,7 @@ class ImageTree:
 
     def read(self, path: str) -> bytes:
         """:returns: a file's content."""
-        content = self.reader.content(path, self.upto, 1 << 40)
+        content = self.reader.content(path, self.upto, self._entries[path].size)
         if content is None:
             raise OfflineRebuildError("image-file-unreadable", f"/{path} of an image cannot be read")
         return content

@@ -194,7 +194,8 @@ class Depot:
         return (self.blobs / digest.split(":")[1]).read_bytes()
 
     def analyzer(self, text: str, context: Path, args: Mapping[str, str] | None = None, **options: Any) -> Analyzer:
-        """The analysis of a build on this host."""
+        """The analysis of a build on this host, of a service whose image is ``app:latest``."""
+        options.setdefault("preferred", ("app:latest",))
         store = ImageStore(self)  # type: ignore[arg-type]
         evidence = EvidenceStore(str(self.root / "state/layers"))
 

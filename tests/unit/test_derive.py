@@ -180,6 +180,14 @@ def test_a_name_in_a_form_that_is_not_understood_is_refused(depot: Depot) -> Non
     assert caught.value.line == 4
 
 
+def test_an_argument_that_cannot_be_carried_is_an_error_of_the_plan(depot: Depot) -> None:
+    text = "ARG G\nFROM base\nARG G\nARG X=$G\nRUN a\n"
+    depot.build("app:latest", text, args={"G": "a\nb"}, base="base:latest")
+    analyzer = depot.analyzer(text + "RUN b\n", depot.root / "context", {"G": "a\nb"}, thin_layers=False)
+    with pytest.raises(OfflineRebuildError, match="arg-newline"):
+        blocked_reason(analyzer)
+
+
 def test_directives_and_first_arguments_are_kept(depot: Depot) -> None:
     head = "# escape=`\n# check=skip=all\n# syntax=docker/dockerfile:1\nARG V=1\nFROM base\n"
     made, lines = derived(depot, head + "ARG W=a`$b\nRUN x\n", head + "ARG W=a`$b\nRUN y `\n  z $W\n")
@@ -205,11 +213,11 @@ def test_what_a_silent_base_set_must_be_known_before_the_cut(depot: Depot) -> No
     depot.build("app:latest", text, {2: {"a": "1"}}, base="silent:1")
     depot.remove("silent:1")
     context = write(depot.root / "context", {"a": "2"})
-    reason, remedy = blocked_reason(depot.analyzer(text, context, thin_layers=False))
+    reason, remedy = blocked_reason(depot.analyzer(text, context, thin_layers=False, trusting=True))
     assert "User of the base image silent:1" in reason
     assert "docker pull" in remedy
     write(context, {"a": "1"})
-    late = depot.analyzer(text.replace("RUN y", "RUN z"), context, thin_layers=False)
+    late = depot.analyzer(text.replace("RUN y", "RUN z"), context, thin_layers=False, trusting=True)
     assert blocked_reason(late) == ("", "")
     assert _set_by(late.stage(0).alignment.outcomes[:3]) >= {("User", "")}  # type: ignore[union-attr]
 

@@ -17,7 +17,7 @@ from module_utils.offline_rebuild.reuse import Analyzer, StageReuse, same_platfo
 from module_utils.offline_rebuild.stage import canonical
 from tests.unit.depot import Depot, tar_of
 
-BASE = "FROM scratch\nADD root.tar /\nENV LANG=C KIND=bind\n"
+BASE = "FROM scratch\nADD root.tar /\nENV LANG=C KIND=bind\nCMD base\n"
 APP = """FROM base
 ARG VERSION=1
 COPY reqs.txt /reqs.txt
@@ -157,6 +157,32 @@ def test_another_from_with_a_record_is_not_reused(depot: Depot, tmp_path: Path) 
     stage = judged(depot, APP.replace("FROM base", "FROM other"), context)
     assert stage.alignment is None
     assert "FROM was base and is other" in stage.reason
+
+
+def test_a_base_that_is_gone_and_whose_end_is_in_doubt(depot: Depot, tmp_path: Path) -> None:
+    """The entry before the first instruction may be one that the Dockerfile no longer has."""
+    context = write(tmp_path / "context", FILES)
+    depot.build("open:1", BASE.replace("CMD base\n", ""))
+    text = APP.replace("FROM base", "FROM open:1")
+    depot.remove("app:latest")
+    depot.build("app:latest", text, LAYERS, base="open:1")
+    record_later = depot.analyzer(text, context)
+    depot.remove("open:1")
+    stage = judged(depot, text, context)
+    assert stage.alignment is None
+    assert "where the base ends in app:latest cannot be told" in stage.reason
+    record(record_later)
+    assert judged(depot, text, context).whole
+
+
+def test_an_image_of_the_same_instructions_on_another_base_is_no_ancestor(depot: Depot, tmp_path: Path) -> None:
+    context = write(tmp_path / "context", FILES)
+    depot.build("twin:1", BASE.replace("LANG=C", "LANG=D"))
+    depot.build("twin:2", APP.replace("FROM base", "FROM twin:1"), LAYERS, base="twin:1")
+    depot.remove("base:latest")
+    stage = judged(depot, APP, context)
+    assert stage.alignment is not None
+    assert stage.alignment.image.name == "app:latest"
 
 
 def test_another_platform_is_not_reused(depot: Depot, tmp_path: Path) -> None:
@@ -383,7 +409,7 @@ def test_a_damaged_record_counts_as_none(depot: Depot, tmp_path: Path) -> None:
     context = write(tmp_path / "context", FILES)
     record(depot.analyzer(APP, context))
     (path,) = (tmp_path / "state/records").iterdir()
-    path.write_text(path.read_text().replace('"boundary": 2', '"boundary": 1'))
+    path.write_text(path.read_text().replace('"boundary": 3', '"boundary": 1'))
     assert judged(depot, APP, context).evidence == "observed"
     assert RecordStore(str(tmp_path / "nowhere")).of("sha256:1", "sha256:2") == ()
 
