@@ -18,7 +18,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Python without the ending
 PYTHON_SCRIPTS = scripts/connected-build scripts/demo
 # every shell script, whatever its name
-SHELL_SCRIPTS = $(shell grep -lE '^\#!/(usr/)?bin/(env )?(ba)?sh' $$(git ls-files -co --exclude-standard 2>/dev/null) 2>/dev/null)
+SHELL_SCRIPTS = $(shell grep -lE '^\#!/(usr/)?bin/(env )?(ba)?sh' $$(git ls-files -co --exclude-standard -- ':!tests/corpus' 2>/dev/null) 2>/dev/null)
 export PYTHONPATH := $(CURDIR)
 export ENGINE STORE
 
