@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, FrozenSet, List, Mapping, Optional, Tuple
 
-from .history import NOP, THIN_COMMENT, config_at, is_certain, is_onbuild, is_redundant_arg, matches, touches
+from .history import NOP, THIN_COMMENT, config_at, is_certain, is_onbuild, is_redundant_arg, matches, names_label
 from .image import HistoryEntry, Image
 from .stage import BuildInput, Outcome, State, Timeline, dispatch, scratch_config, start_state
 
@@ -234,9 +234,9 @@ def _at(
 
 def _with_build_labels(state: State, image: Image) -> State:
     """Labels that ``--label`` or compose gave the image are in no history entry: they stay."""
-    told = {key for entry in image.history for field, key, _ in touches(entry) if field == "Labels"}
     final = (image.config.get("config") or {}).get("Labels") or {}
-    extra = {k: v for k, v in final.items() if k not in told and k not in (state.config.get("Labels") or {})}
+    have = state.config.get("Labels") or {}
+    extra = {k: v for k, v in final.items() if k not in have and not names_label(image.history, k)}
     if extra:
         state.config["Labels"] = {**(state.config.get("Labels") or {}), **extra}
     return state

@@ -182,9 +182,16 @@ def _no_ancestor(analyzer: Analyzer, stage: StageReuse) -> Tuple[str, str]:
     error = missing_image(timeline.base, [f"{analyzer.build.dockerfile.file}:{timeline.from_line}"], timeline.platform)
     if timeline.index == analyzer.target:
         return f"{error.message}: {stage.reason}", error.remedy
+    if not timeline.name:
+        return (
+            f"stage {timeline.index} (line {timeline.from_line}) must be built again and no image here holds its "
+            f"beginning ({stage.reason})",
+            f"give it a name (FROM {timeline.base} AS NAME) on a connected machine too, build it there with --target "
+            "NAME, and bring that image in with docker save and docker load",
+        )
     return (
-        f"stage {name} must be built again and no image on this host holds its beginning ({stage.reason}); an "
-        "application image holds the layers of its last stage only",
+        f"stage {timeline.name or timeline.index} must be built again and no image on this host holds its beginning "
+        f"({stage.reason}); an application image holds the layers of its last stage only",
         f"on a connected machine: docker build --target {name} -t NAME:{name} ... && docker save -o {name}.tar "
         f"NAME:{name}; bring {name}.tar here and: docker load -i {name}.tar",
     )

@@ -271,6 +271,7 @@ def config_at(image: Image, cut: int) -> Tuple[Dict[str, Any], FrozenSet[Tuple[s
     unknown = set()
     later = {(field, key) for entry in image.history[cut:] for field, key, _ in touches(entry)}
     later |= {("Volumes", path) for path in final.get("Volumes") or {} if _names_volume(image.history[cut:], path)}
+    later |= {("Labels", key) for key in final.get("Labels") or {} if names_label(image.history[cut:], key)}
     if ("Entrypoint", "") in later:
         later.add(("Cmd", ""))  # may have been reset
     for field, key in later:
@@ -296,6 +297,12 @@ def _names_volume(entries: Sequence[HistoryEntry], path: str) -> bool:
     """Whether a VOLUME among the entries may have set this path: one with spaces is not told from several."""
     texts = (NOP.sub("", entry.created_by) for entry in entries)
     return " " in path and any(t.startswith("VOLUME [") and f" {path} " in f" {t[8:].rstrip(']')} " for t in texts)
+
+
+def names_label(entries: Sequence[HistoryEntry], key: str) -> bool:
+    """Whether a LABEL among the entries may have set this key, which may hold anything but ``=``."""
+    texts = (NOP.sub("", entry.created_by) for entry in entries)
+    return any(text.startswith("LABEL ") and f" {key}=" in text for text in texts)
 
 
 def _put(section: Dict[str, Any], field: str, key: str, value: Any) -> None:

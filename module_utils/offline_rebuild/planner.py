@@ -6,7 +6,6 @@ Planning reads only. Making loads grafts and builds; it never moves the service'
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -74,6 +73,7 @@ class Planner:
         self._readers: Dict[str, LayerReader] = {}
         self._analyzers: Dict[str, Analyzer] = {}
         self._contexts: Dict[Tuple[str, str], Context] = {}
+        self._ignored: Dict[Tuple[str, str], Optional[bytes]] = {}
         self.run_time = settings.run_time or int(time.time())
         self._made: Dict[Tuple[Any, ...], str] = {}
 
@@ -230,6 +230,7 @@ class Planner:
             index = StatIndex.for_context(
                 self.settings.state_dir, build.context, ignore.file, readonly=not self.settings.may_write
             )
+            self._ignored[key] = _read(ignore.file) if ignore.file else None  # as the plan saw it
             self._contexts[key] = Context(build.context, ignore, index)
         return self._contexts[key]
 
@@ -306,9 +307,10 @@ class Planner:
             path = os.path.join(folder, "Dockerfile")
             with open(path, "w", encoding="utf-8", errors="surrogateescape") as handle:
                 handle.write(text)
-            ignore_file = analyzer.context.ignore.file
-            if ignore_file:
-                shutil.copyfile(ignore_file, path + ".dockerignore")
+            ignored = self._ignored[(build.context, build.dockerfile)]
+            if ignored is not None:
+                with open(path + ".dockerignore", "wb") as raw:
+                    raw.write(ignored)
             argv = ["build", "--progress=plain", "--network=none", "-f", path, "-t", name, "--target", target]
             for key, value in analyzer.build.args.items():
                 argv += ["--build-arg", f"{key}={value}"]
@@ -456,6 +458,11 @@ def _build_flags(build: Build, project: Project) -> List[str]:
     if build.no_cache:
         flags.append("--no-cache")
     return flags
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as handle:
+        return handle.read()
 
 
 def _build_tail(stderr: str, lines: int = 25) -> str:

@@ -142,7 +142,9 @@ def plan_layer(
         raise Unsuited("the image is one made by a thin layer, and its ancestor is gone")
     layers = [e.layer for e in alignment.image.history[:kept] if e.layer is not None]
     below = sum(1 for e in alignment.image.history[:cut] if e.layer is not None)
-    pair = _only_copy(steps, start, end, matched, manifests_of)
+    stripped = kept < alignment.positions[matched]
+    # What a record says of such an image is in the thin layer that was just taken off: it tells nothing of the others.
+    pair = None if stripped else _only_copy(steps, start, end, matched, manifests_of)
     left_over: Optional[List[str]] = None
     wanted = _Wanted(lambda path: reader.lookup(path, below - 1))
     state = alignment.states[start].copy()
@@ -155,6 +157,7 @@ def plan_layer(
             texts.append(outcome.created_by[0])
         if pair is not None and steps[place].kind == "context":
             left_over = _apply_changes(wanted, outcome, workdir, reader, below, tree_of(steps[place], None), pair, file)
+            wanted.before = _after_copy(reader, below, len(layers), left_over)
         else:
             _apply(wanted, steps[place], outcome, state, workdir, user, reader, below, tree_of, file)
     items, whiteouts = _difference(wanted, reader, below, len(layers), left_over)
@@ -185,7 +188,31 @@ def _only_copy(
         and not any(char in instruction.sources[0] for char in "*?[\\$")
         and all(flag.startswith(("--chown=", "--chmod=")) for flag in instruction.flags)
     )
-    return manifests_of(copies[0]) if plain else None
+    pair = manifests_of(copies[0]) if plain else None
+    return pair if pair is not None and _stays(instruction.sources[0], *pair) else None
+
+
+def _stays(source: str, old: Manifest, new: Manifest) -> bool:
+    """Whether a source is a file or directory then and now, with no link on the way to it."""
+    path = posixpath.normpath("/" + source).strip("/")
+    for place in [path, *parents_of(path)] if path else []:
+        types = {entry.type if entry is not None else "" for entry in (old.get(place), new.get(place))}
+        if types != {"dir"} and (place != path or types != {"file"}):
+            return False
+    return True
+
+
+def _after_copy(
+    reader: LayerReader, below: int, kept: int, left_over: Iterable[str]
+) -> Callable[[str], Optional[LayerEntry]]:
+    """The image after a COPY of which only the changes are looked at: what has not changed is in it already."""
+    gone = set(left_over)
+
+    def lookup(path: str) -> Optional[LayerEntry]:
+        without = path in gone or any(up in gone for up in parents_of(path))
+        return reader.lookup(path, (below if without else kept) - 1)
+
+    return lookup
 
 
 class _Part:
@@ -299,7 +326,8 @@ def _difference(
                 raise Unsuited(f"/{path} was a {have.type} in the image and becomes a {entry.type}")
             changed[path] = Item(path, as_layer_entry(entry), entry)
     for path in _left_over(wanted, reader, below, kept) if left_over is None else left_over:
-        _judge_left_over(path, reader, below, kept, gone)
+        if path not in wanted.entries:
+            _judge_left_over(path, reader, below, kept, gone)
     tops = {path for path in gone if not any(up in gone for up in parents_of(path))}
     items = dict(changed)
     for path in (*changed, *tops):
@@ -318,7 +346,7 @@ def _left_over(wanted: _Wanted, reader: LayerReader, below: int, kept: int) -> I
             if reader.lookup(path, below - 1) is not None:
                 raise Unsuited(f"the image hides /{path}, which an earlier layer has")
         for path in layer.entries:
-            if path and path not in wanted.entries:
+            if path:
                 yield path
 
 
@@ -484,7 +512,10 @@ def _content(entry: CopyEntry) -> Iterator[bytes]:
     if entry.data is not None or full is None or entry.size <= _BLOCK:
         yield entry.read()
         return
-    descriptor = os.open(full(entry.source), os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(full(entry.source), os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        entry.tree.context.fail(entry.source, error)
     with open(descriptor, "rb") as handle:
         left = entry.size
         while left > 0:
