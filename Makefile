@@ -22,8 +22,8 @@ SHELL_SCRIPTS = $(shell grep -lE '^\#!/(usr/)?bin/(env )?(ba)?sh' $$(git ls-file
 export PYTHONPATH := $(CURDIR)
 export ENGINE STORE
 
-.PHONY: help setup demo demo-down test test-all lint unit molecule test-scenario hosts hosts-down hosts-list \
-	bench-rebuild bench-context lock clean
+.PHONY: help setup demo demo-down test test-all lint unit engine equality molecule test-scenario hosts hosts-down hosts-list \
+	bench-rebuild bench-context bench-thin lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,12 +37,28 @@ demo: setup ## the whole story on two air-gapped test hosts
 demo-down: ## remove all that the demo made
 	@scripts/demo down
 
-test: lint unit molecule ## lint, unit tests and the molecule scenario of the main job
+# What `make test` covers of the engine and image store combinations, and what `make test-all` does
+TWO = trixie:classic testing:containerd
+ALL = bookworm:classic trixie:classic trixie:containerd testing:classic testing:containerd
 
-test-all: lint unit ## as test, on each of the five engine and image store combinations
-	@for pair in bookworm:classic trixie:classic trixie:containerd testing:classic testing:containerd; do
-	    echo "== $$pair"
+test: lint unit engine equality molecule ## lint, unit tests, engine tests, the equality corpus on two combinations, the main job
+
+test-all: export OFR_ENGINE_HOSTS = 1
+test-all: lint unit engine ## as test, on each of the five engine and image store combinations
+	@$(MAKE) --no-print-directory equality COMBINATIONS="$(ALL)"
+	for pair in $(ALL); do
+	    echo "== the main job on $$pair"
 	    OFR_ENGINE="$${pair%:*}" OFR_STORE="$${pair#*:}" $(MAKE) --no-print-directory molecule
+	done
+
+engine: setup ## tests of single parts on a real engine
+	@$(PY) -m pytest tests/engine
+
+COMBINATIONS ?= $(TWO)
+equality: setup ## offline images against full builds (COMBINATIONS="engine:store ...")
+	@for pair in $(COMBINATIONS); do
+	    echo "== equality on $$pair"
+	    OFR_ENGINE="$${pair%:*}" OFR_STORE="$${pair#*:}" $(PY) -m pytest -s tests/equality
 	done
 
 lint: setup ## ruff, mypy, yamllint, ansible-lint, shellcheck
@@ -75,6 +91,9 @@ bench-rebuild: setup ## a rebuild on an air-gapped host against the connected id
 
 bench-context: setup ## digest of a large build context
 	@$(PY) benchmarks/bench_context.py
+
+bench-thin: setup ## a thin layer against docker build with a warm cache
+	@$(PY) benchmarks/bench_thin.py
 
 lock: ## make requirements.txt anew from requirements.in
 	@uv pip compile requirements.in --upgrade --generate-hashes --universal --python-version 3.12 \

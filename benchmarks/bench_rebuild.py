@@ -78,7 +78,7 @@ def _warm(host: Host) -> list[str]:
             host.ssh(f"cat > /root/secrets/{found[1]}", input=text)
     settings = [
         "BUILD_CA=/root/secrets/ca", "BUILD_PIP_CONF=/root/secrets/pip.conf", "BUILD_NPMRC=/root/secrets/npmrc",
-        *(f"{key}={value}" for key, value in bases.items()),
+        *(f"{key.upper()}_IMAGE={value}" for key, value in bases.items()),
     ]  # fmt: skip
     host.ssh("cat > /root/bench.env", input="\n".join([*settings, ""]))
     files = [

@@ -243,6 +243,9 @@ class _Part:
         name: str = self.context.full(path)
         return name
 
+    def fail(self, path: str, error: OSError) -> None:
+        self.context.fail(path, error)
+
 
 def _apply_changes(
     wanted: _Wanted, outcome: Any, workdir: str, reader: LayerReader, below: int, context: Any,
