@@ -127,7 +127,9 @@ def content(image: str, path: str) -> bytes:
 
 def drop_dangling() -> None:
     """What an earlier round left without a name would be an ancestor: on an air-gapped host it is not there."""
-    listed = subprocess.run(["docker", "images", "-q", "-f", "dangling=true"], capture_output=True, check=True, text=True)
+    listed = subprocess.run(
+        ["docker", "images", "-q", "-f", "dangling=true"], capture_output=True, check=True, text=True
+    )
     for image in set(listed.stdout.split()):
         subprocess.run(["docker", "image", "rm", image], capture_output=True, check=False)
 

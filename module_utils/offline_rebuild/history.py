@@ -72,7 +72,7 @@ def _matches_classic(text: str, has_layer: bool, outcome: Outcome, step: Step, w
             return False
         if (chown or "") != (instruction.flag("chown") or ""):
             return False
-        absolute = join_workdir(workdir, instruction.dest)
+        absolute = posixpath.normpath(join_workdir(workdir, instruction.dest))
         return dest.strip() == instruction.dest or posixpath.normpath(dest.strip()) == absolute
     if outcome.layer != has_layer and step.kind != "workdir":
         return False

@@ -481,9 +481,14 @@ def _copy(_state: State, ins: Instruction, step: Step, *_: Any) -> Outcome:
 
 
 def join_workdir(current: str, path: str) -> str:
-    """:returns: the absolute, clean path of a WORKDIR (system.NormalizeWorkdir)."""
+    """:returns: the path of a WORKDIR: an absolute one as it is written, a relative one joined (system.NormalizePath).
+
+    Tried on 26.1: ``WORKDIR /app/`` is ``/app/`` in config and history, ``/a/../b`` stays, ``x//y`` becomes ``/x/y``.
+    """
     import posixpath
 
+    if path.startswith("/"):
+        return path
     return posixpath.normpath(posixpath.join("/", current or "/", path)).replace("//", "/")
 
 

@@ -301,7 +301,7 @@ def _apply(
 
 def _make_workdir(wanted: _Wanted, path: str, user: str) -> None:
     """WORKDIR makes what is missing of its path, 0755, with the user's owner (dispatchWorkdir)."""
-    parts = [part for part in path.split("/") if part]
+    parts = [part for part in posixpath.normpath(path).split("/") if part]
     for count in range(1, len(parts) + 1):
         folder = "/".join(parts[:count])
         there = wanted.get(folder)

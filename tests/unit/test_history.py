@@ -35,7 +35,7 @@ FORMS = (
     ("ENV A=1 B='x y'", "ENV A=1 B=x y", BUILDKIT, False, True),
     ("ENV A 1 2", "ENV A=1 2", BUILDKIT, False, True),
     ("ENV A=1", "ENV A=2", BUILDKIT, False, False),
-    ("WORKDIR /a/../b/", "WORKDIR /b", BUILDKIT, True, True),
+    ("WORKDIR /a/../b/", "WORKDIR /a/../b/", BUILDKIT, True, True),
     ("WORKDIR /b", "WORKDIR /b", BUILDKIT, False, True),
     ("WORKDIR /", "WORKDIR /", BUILDKIT, False, True),
     ("CMD a", 'CMD ["/bin/sh" "-c" "a"]', BUILDKIT, False, True),

@@ -119,7 +119,7 @@ def test_the_triggers_of_a_base() -> None:
         "RUN /bin/sh -c b # buildkit",
     ]
     assert not state.config["OnBuild"]
-    assert state.config["WorkingDir"] == "/w"
+    assert state.config["WorkingDir"] == "/w/"
     assert state.config["Env"][-1].startswith("PATH=/usr/local/sbin")
     assert base["config"]["OnBuild"]  # the base's own config stays as it is
 
@@ -187,10 +187,11 @@ def test_errors_have_a_place(text: str, message: str) -> None:
     [
         ("/", "a", "/a"),
         ("/a", "b/../c/", "/a/c"),
-        ("/a", "/x//y", "/x/y"),
+        ("/a", "/x//y", "/x//y"),
+        ("/a", "/app/", "/app/"),
         ("", "a", "/a"),
         ("/a", "../../..", "/"),
-        ("/", "//x", "/x"),
+        ("/", "//x", "//x"),
     ],
 )
 def test_workdirs(current: str, path: str, joined: str) -> None:
