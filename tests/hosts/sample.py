@@ -27,10 +27,11 @@ VARIABLES: dict[str, Any] = {
     "offline_rebuild_compose_files": [COMPOSE],
     "offline_rebuild_health_checks": [HEALTH],
 }
-#: What a run may change on a host: sources, state, locks, images, containers; not access times or the engine's logs.
+#: What a run may change on a host: sources, state, locks, images, containers; not access times, nor what
+#: the engine itself writes (logs, a file in /tmp while a container's health check runs).
 _STATE = (
     "find /srv /var/lib/offline-rebuild -printf '%p %y %m %s %T@ %C@\\n' 2>/dev/null | sort; "
-    "find /run/lock /tmp -printf '%p %y\\n' 2>/dev/null | sort; "
+    "find /run/lock /tmp ! -name 'runc-process*' -printf '%p %y\\n' 2>/dev/null | sort; "
     "docker image ls -aq --no-trunc | sort; docker container ls -aq --no-trunc | sort; docker volume ls -q | sort; "
     "docker network ls -q --no-trunc | sort; docker ps -a --format '{{.Names}} {{.Image}} {{.State}}' | sort"
 )
