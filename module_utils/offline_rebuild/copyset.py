@@ -154,6 +154,7 @@ class _Tree:
         self._children: Optional[Dict[str, List[str]]] = None
         self._asked = 0
         self._image = getattr(context, "reader", None)
+        self.is_context = self._image is None
         for path, entry in context.stat_entries():
             if path:
                 self.entries[path] = self._source(entry)
@@ -704,7 +705,21 @@ def _matches(tree: _Tree, source: str, fail: Callable[[str], Exception]) -> List
         return [(base, parts[-1] if parts else "")]
     tree.has(base, base != "/".join(fixed))
     found = _walk(tree, base, "/".join(parts[len(fixed) :]))
+    if tree.is_context:
+        _check_pattern(source, bool(found), bool(fixed))
     return [_follow(tree, path, source, fail) for path in found]
+
+
+def _check_pattern(source: str, found: bool, below: bool) -> None:
+    """What BuildKit's client does not send for a pattern, it cannot copy (fsutil followlinks.go; tried on 26.1).
+
+    A class with a wildcard in it (``[*]``) finds nothing there; and where nothing is found, the directory of the
+    pattern is not sent either, so that the build fails unless another instruction asks for it.
+    """
+    if re.search(r"\[[^\]]*[*?]", source):
+        raise _Unsupported(f"the pattern {source}: a wildcard in a class")
+    if below and not found:
+        raise _Unsupported(f"nothing is found by {source}")
 
 
 def _missing(source: str, clean: str, tree: _Tree) -> str:

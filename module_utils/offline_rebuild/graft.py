@@ -170,6 +170,7 @@ def load(store: ImageStore, image: ImageDocument) -> str:
             f"the engine took {image.ref} as {have} and not as {image.id}",
             "the image store may be damaged: load the imported images again, then run again",
         )
+    store.learn(found[0])
     return image.id
 
 

@@ -165,6 +165,16 @@ class ImageStore:
         self._by_ref = None
         self._listing = None
 
+    def learn(self, data: Mapping[str, Any]) -> None:
+        """Take in an image that was inspected after the listing: no second listing is needed to find it.
+
+        :param data: what ``docker image inspect`` says of it.
+        """
+        known = self._load_all()
+        known[str(data["Id"])] = data
+        for ref in (*(data.get("RepoTags") or []), *(data.get("RepoDigests") or [])):
+            known[normal_ref(ref)] = data
+
     def inspect_of(self, ref: str) -> Optional[Mapping[str, Any]]:
         """:returns: the inspect data of a name or id, ``None`` if it is not there."""
         known = self._load_all()

@@ -344,7 +344,8 @@ class Planner:
             )
 
     def _record(self, analyzer: Analyzer, image_id: str) -> None:
-        self.store.forget()
+        if self.store.inspect_of(image_id) is None:
+            self.store.forget()
         image = self.store.find(image_id)
         stage = analyzer.stage(analyzer.target)
         if image is not None:

@@ -331,15 +331,17 @@ class Analyzer:
         keys, manifests = self.keys(index)
         return replace(best, keys=keys, manifests=manifests)
 
-    def _worth(self, judged: StageReuse) -> Tuple[int, bool, bool, bool]:
-        """The more is proven the better; then an image that is just this; then the current one; then an imported one.
+    def _worth(self, judged: StageReuse) -> Tuple[int, bool, bool, int, bool]:
+        """The more is proven the better; then an image that is just this; then the current one; then the longer
+        beginning, so that a base is no better than an image on top of it; then an imported one.
 
         An imported ancestor is better than what was made here, so that layers do not pile up (DESIGN.md, fact 10).
         """
         alignment = judged.alignment
         assert alignment is not None
         exact = judged.whole and alignment.whole
-        return (judged.proven, exact, exact and self._is_preferred(alignment.image), not made_here(alignment.image))
+        preferred = exact and self._is_preferred(alignment.image)
+        return (judged.proven, exact, preferred, alignment.matched, not made_here(alignment.image))
 
     def _is_preferred(self, image: Image) -> bool:
         return bool((set(image.refs) | {image.id}) & set(self.preferred))
@@ -376,19 +378,17 @@ class Analyzer:
             anchor = self._base_layers(
                 [c for c in self._candidates_of_target() if c.alignment and self._is_own(c.alignment.image)]
             )
-        speaks = any(self.records.of(i.id, i.config_digest) for i in self.store.all() if self._is_own(i))
+        speaks = timeline.index == self.target and any(
+            self.records.of(image.id, image.config_digest) for image in self.store.all() if self._is_own(image)
+        )
         kept = []
         for candidate in found:
             alignment = candidate.alignment
             assert alignment is not None
             whole = alignment.matched == len(timeline.steps) and alignment.positions[-1] == len(alignment.image.history)
             layers = alignment.image.diff_ids[: alignment.layers_before(0)]
-            if (
-                candidate in recorded
-                or candidate in own
-                or (anchor is not None and layers == anchor)
-                or (anchor is None and whole and not speaks)
-            ):
+            related = layers == anchor if anchor is not None else whole
+            if candidate in recorded or candidate in own or (related and not speaks):
                 kept.append(candidate)
         return kept
 

@@ -328,7 +328,7 @@ def _difference(
             if have is not None and (have.type == "dir") != (entry.type == "dir"):
                 raise Unsuited(f"/{path} was a {have.type} in the image and becomes a {entry.type}")
             changed[path] = Item(path, as_layer_entry(entry), entry)
-    for path in _left_over(wanted, reader, below, kept) if left_over is None else left_over:
+    for path in _left_over(reader, below, kept) if left_over is None else left_over:
         if path not in wanted.entries:
             _judge_left_over(path, reader, below, kept, gone)
     tops = {path for path in gone if not any(up in gone for up in parents_of(path))}
@@ -341,7 +341,7 @@ def _difference(
     return tuple(items[path] for path in sorted(items, key=_order)), tuple(sorted(tops, key=_order))
 
 
-def _left_over(wanted: _Wanted, reader: LayerReader, below: int, kept: int) -> Iterator[str]:
+def _left_over(reader: LayerReader, below: int, kept: int) -> Iterator[str]:
     """The paths of the old layers that the covered instructions would not write now."""
     for index in range(below, kept):
         layer = reader.layer(index)

@@ -125,10 +125,15 @@ def test_what_the_engine_took_is_checked(tmp_path: Path, wrong: str) -> None:
 
     class Store:
         docker = fake_docker(tmp_path, json.dumps([] if wrong == "gone" else [found]))
+        learnt: list[str] = []
+
+        def learn(self, data: dict[str, str]) -> None:
+            self.learnt.append(data["Id"])
 
     if not wrong:
         assert load(Store(), made) == made.id  # type: ignore[arg-type]
         assert (tmp_path / "loaded").stat().st_size > 0
+        assert Store.learnt == [made.id]
     else:
         with pytest.raises(OfflineRebuildError, match="load-failed"):
             load(Store(), made)  # type: ignore[arg-type]

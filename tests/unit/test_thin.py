@@ -444,10 +444,11 @@ def test_evidence_that_is_not_of_this_layer_is_ignored(site: Site, kind: str) ->
     simple(site)
     site.write({"a.txt": "ONE\n"})
     image = site.image("app:latest")
+    told = hashlib.sha256(b"ONE\n").hexdigest()
     lie = {
         "schema": 1,
         "diff_id": image.diff_ids[1] if kind != "another layer" else image.diff_ids[0],
-        "entries": {"app/a.txt": ["file", 0o644, 0, 0, 4, 0, "sha256:" + hashlib.sha256(b"ONE\n").hexdigest(), "", [], 0]},
+        "entries": {"app/a.txt": ["file", 0o644, 0, 0, 4, 0, "sha256:" + told, "", [], 0]},
         "whiteouts": [],
         "opaques": [],
     }  # fmt: skip
