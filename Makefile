@@ -37,14 +37,14 @@ demo: setup ## the whole story on two air-gapped test hosts
 demo-down: ## remove all that the demo made
 	@scripts/demo down
 
-# What `make test` covers of the engine and image store combinations, and what `make test-all` does
+# The engine and image store combinations
 TWO = trixie:classic testing:containerd
 ALL = bookworm:classic trixie:classic trixie:containerd testing:classic testing:containerd
 
-test: lint unit engine equality molecule ## lint, unit tests, engine tests, the equality corpus on two combinations, the main job
+test: lint unit engine molecule ## lint, unit tests, tests of single parts on an engine, and the main job
 
 test-all: export OFR_ENGINE_HOSTS = 1
-test-all: lint unit engine ## as test, on each of the five engine and image store combinations
+test-all: lint unit engine ## as test, and the equality corpus, on each of the five engine and image store combinations
 	@$(MAKE) --no-print-directory equality COMBINATIONS="$(ALL)"
 	for pair in $(ALL); do
 	    echo "== the main job on $$pair"

@@ -7,6 +7,7 @@ import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -125,7 +126,7 @@ def test_what_the_engine_took_is_checked(tmp_path: Path, wrong: str) -> None:
 
     class Store:
         docker = fake_docker(tmp_path, json.dumps([] if wrong == "gone" else [found]))
-        learnt: list[str] = []
+        learnt: ClassVar[list[str]] = []
 
         def learn(self, data: dict[str, str]) -> None:
             self.learnt.append(data["Id"])
