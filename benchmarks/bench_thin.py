@@ -1,8 +1,8 @@
 """Thin layers against ``docker build`` with a warm cache, in pairs on one host: ``make bench-thin``.
 
 Trees of 300, 3,000 and 30,000 files (7, 70, 700 MB) under ``COPY . .``; each round changes one file. Ours: a fresh
-Python that plans and makes the image as the module does (imports, ``docker info``, ``docker compose config``, listing,
-scan, layer, ``docker load``), without ``compose up``. The other: ``docker build`` of the same edit on the same host, its
+Python that plans and makes the image as the module does (imports, ``docker info``, ``compose config``, listing, scan,
+layer, ``docker load``), without ``compose up``. The other: ``docker build`` of the same edit on the same host, its
 cache warm from the round before. Medians of ``ROUNDS`` rounds go to ``results/bench-thin.json``:
 
 ``ratio_N``       ours against ``docker build``
@@ -34,6 +34,7 @@ WORK = "/srv/bench-thin"
 BASE = "127.0.0.1:9/bench-thin/base:1"
 #: Under this address, so that it is no ancestor: on an air-gapped host there would be no such image.
 WARM = "127.0.0.1:9/bench-thin/warm:1"
+OURS = "127.0.0.1:9/bench-thin/ours:1"
 FOLDER = 100  # files in one
 
 # --- on the host ------------------------------------------------------------------------------------------------------
@@ -75,7 +76,8 @@ def ours(project: str, state: str, prime: bool) -> dict[str, Any]:
         return found
     plan = planner.plan().services[0]
     found.update(plan=time.monotonic() - began, way=plan.way, reasons=list(plan.reasons), reused=plan.reused)
-    found["id"] = planner.make(plan) if plan.action == "rebuild" else ""
+    found["id"] = planner.make(plan) if plan.action == "rebuild" else plan.image_before
+    docker.run("tag", found["id"], OURS)  # as the swap does before the working name goes
     planner.clean()
     found["total"] = time.monotonic() - began
     return found
@@ -145,10 +147,9 @@ def measure(files: int, rounds: int, profile: bool) -> dict[str, Any]:
         subprocess.run([sys.executable, __file__, "prime", str(folder)], capture_output=True, check=True).stdout
     )
     rows = []
-    changed = sorted(folder.rglob("file-*.py"))
+    path = sorted(folder.rglob("file-*.py"))[files // 2]
     for number in range(rounds + 1):
-        path = changed[(number * 7919) % len(changed)]
-        path.write_bytes(f"# changed in round {number}\n".encode() + path.read_bytes())
+        path.write_bytes(f"# changed in round {number}\n".encode() + bytes(FILE))
         drop_dangling()
         mine = fresh(folder)
         inside = "/app/" + path.relative_to(folder / "tree").as_posix()
@@ -160,14 +161,13 @@ def measure(files: int, rounds: int, profile: bool) -> dict[str, Any]:
             print(json.dumps({"files": files, **rows[-1]}), file=sys.stderr, flush=True)
     text = ""
     if profile:
-        changed[0].write_bytes(b"# profiled\n")
-        fresh(folder, "-m", "cProfile", "-o", "/tmp/ofr-bench.prof")
-        text = subprocess.run(
-            [sys.executable, "-c", "import pstats; pstats.Stats('/tmp/ofr-bench.prof').sort_stats('cumtime').print_stats(45)"],
-            capture_output=True, check=True, text=True,
-        ).stdout  # fmt: skip
+        path.write_bytes(b"# profiled\n")
+        file = str(folder / "profile")
+        fresh(folder, "-m", "cProfile", "-o", file)
+        show = f"import pstats; pstats.Stats({file!r}).sort_stats('cumtime').print_stats(45)"
+        text = subprocess.run([sys.executable, "-c", show], capture_output=True, check=True, text=True).stdout
     drop_dangling()
-    run("docker", "image", "rm", WARM, f"bench-thin:{files}")
+    run("docker", "image", "rm", WARM, OURS, f"bench-thin:{files}")
     shutil.rmtree(folder)
     return {"rows": rows, "primed": primed["primed"], "profile": text}
 
