@@ -21,6 +21,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from .cli import Docker, Result
 from .errors import OfflineRebuildError
+from .image import normal_ref
 
 __all__ = [
     "Build",
@@ -30,7 +31,6 @@ __all__ = [
     "Service",
     "config_hashes",
     "containers",
-    "familiar",
     "load",
     "service_state",
 ]
@@ -227,15 +227,6 @@ class ContainerState:
     engine_image_id: str = ""
     health_test: Tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
-def familiar(ref: str) -> str:
-    """:returns: the reference with a tag, as the engine writes it (``nginx`` -> ``nginx:latest``)."""
-    for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
-        if ref.startswith(prefix):
-            ref = ref[len(prefix) :]
-            break
-    return ref if "@" in ref or ":" in ref.rsplit("/", 1)[-1] else ref + ":latest"
 
 
 def load(
@@ -518,7 +509,7 @@ def _service(project: str, name: str, raw: Mapping[str, Any]) -> Service:
     replicas = (raw.get("deploy") or {}).get("replicas", raw.get("scale"))
     return Service(
         name=name,
-        image=familiar(str(raw.get("image") or f"{project}-{name}")),
+        image=normal_ref(str(raw.get("image") or f"{project}-{name}")),
         build=_build(raw["build"]) if raw.get("build") else None,
         depends_on=_depends_on(raw.get("depends_on") or {}),
         has_healthcheck=bool(test) and not check.get("disable") and test not in ("NONE", ["NONE"]),

@@ -23,9 +23,10 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Pattern, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .errors import OfflineRebuildError
+from .gomatch import go_match
 from .layers import Layer, LayerEntry, TooManyLinks, keep_xattr, resolve_in_root
 from .plan import FileChange
 
@@ -234,11 +235,6 @@ def _tree_of(context: Any) -> _Tree:
     return tree
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Go's filepath.Match
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _has_wildcards(text: str) -> bool:
     """BuildKit's containsWildcards: ``\\`` takes the meaning from the character after it."""
     index = 0
@@ -249,71 +245,6 @@ def _has_wildcards(text: str) -> bool:
             return True
         index += 1
     return False
-
-
-def _class(pattern: str, index: int) -> Tuple[str, int]:
-    """The bracket expression that begins after ``[`` at ``index``: its regular expression and where it ends."""
-    negated = pattern[index : index + 1] == "^"
-    index += 1 if negated else 0
-    items: List[str] = []
-    while True:
-        if pattern[index : index + 1] == "]" and items:
-            break
-        low, index = _class_char(pattern, index)
-        high = low
-        if pattern[index : index + 1] == "-":
-            high, index = _class_char(pattern, index + 1)
-        if low <= high:
-            items.append(re.escape(low) + "-" + re.escape(high))
-        else:
-            items.append("")  # an empty range matches nothing
-    body = "".join(items)
-    if not body:
-        return ("[^/]" if negated else "(?!)"), index + 1
-    # A negated class does match "/" in Go's code? matchChunk refuses a separator only for "?" and "*".
-    return "[" + ("^" if negated else "") + body + "]", index + 1
-
-
-def _class_char(pattern: str, index: int) -> Tuple[str, int]:
-    char = pattern[index : index + 1]
-    if char in ("", "-", "]"):
-        raise ValueError(pattern)
-    if char == "\\":
-        index += 1
-        char = pattern[index : index + 1]
-        if not char:
-            raise ValueError(pattern)
-    if not pattern[index + 1 : index + 2]:
-        raise ValueError(pattern)  # the class has no end
-    return char, index + 1
-
-
-def _go_match(pattern: str) -> Optional[Pattern[str]]:
-    """``filepath.Match`` as a regular expression (Go: path/filepath/match.go); ``None`` for a malformed pattern."""
-    out: List[str] = []
-    index = 0
-    try:
-        while index < len(pattern):
-            char = pattern[index]
-            index += 1
-            if char == "*":
-                if not out or out[-1] != "[^/]*":
-                    out.append("[^/]*")
-            elif char == "?":
-                out.append("[^/]")
-            elif char == "[":
-                text, index = _class(pattern, index)
-                out.append(text)
-            elif char == "\\":
-                if index == len(pattern):
-                    return None
-                out.append(re.escape(pattern[index]))
-                index += 1
-            else:
-                out.append(re.escape(char))
-    except ValueError:
-        return None
-    return re.compile("(?s:" + "".join(out) + r")\Z")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -743,7 +674,7 @@ def _follow(tree: _Tree, path: str, source: str, fail: Callable[[str], Exception
 
 def _walk(tree: _Tree, base: str, pattern: str) -> List[str]:
     """Paths under ``base`` that match, in walking order; a directory that matches is not entered."""
-    regex = _go_match(pattern)
+    regex = go_match(pattern)
     top = tree.entries.get(base)
     if regex is None or top is None or top.type != "dir":
         if regex is None:

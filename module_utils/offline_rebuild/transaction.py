@@ -32,6 +32,7 @@ from . import compose, health
 from .cli import Docker, parse_version
 from .compose import ContainerState, Project
 from .errors import OfflineRebuildError
+from .image import normal_ref
 from .lock import Lock
 from .plan import Plan, ServicePlan
 from .release import Journal, Release, ServiceRecord, retention, secrets_of
@@ -507,7 +508,7 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 def _names_and_ids(images: Iterable[Mapping[str, Any]], wanted: Iterable[str]) -> Tuple[Dict[str, str], Set[str]]:
     """:returns: name to image id for the wanted names, and the ids of all the images."""
-    tags = {compose.familiar(tag): str(image["Id"]) for image in images for tag in image.get("RepoTags") or ()}
+    tags = {normal_ref(tag): str(image["Id"]) for image in images for tag in image.get("RepoTags") or ()}
     return {name: tags[name] for name in wanted if name in tags}, {str(image["Id"]) for image in images}
 
 

@@ -13,6 +13,7 @@ from module_utils.offline_rebuild import compose
 from module_utils.offline_rebuild.cli import Docker
 from module_utils.offline_rebuild.compose import ContainerState, Dependency, Service, service_state
 from module_utils.offline_rebuild.errors import OfflineRebuildError
+from module_utils.offline_rebuild.image import normal_ref
 
 MODEL: dict[str, Any] = {
     "name": "shop",
@@ -242,5 +243,5 @@ def test_a_completed_job_is_left_alone_even_with_a_port() -> None:
         ("a@sha256:00", "a@sha256:00"),
     ],
 )
-def test_familiar(ref: str, expected: str) -> None:
-    assert compose.familiar(ref) == expected
+def test_image_names(ref: str, expected: str) -> None:
+    assert normal_ref(ref) == expected

@@ -263,14 +263,14 @@ def test_the_ignore_file_counts(tree: Path) -> None:
     ],
 )  # fmt: skip
 def test_go_match(pattern: str, name: str, matches: bool) -> None:
-    found = copyset._go_match(pattern)
+    found = copyset.go_match(pattern)
     assert found is not None
     assert bool(found.match(name)) is matches
 
 
 @pytest.mark.parametrize("pattern", ["[", "[a", "[]a]", "[a-]", "[-a]", "a\\", "[^]", "[a-"])
 def test_go_match_malformed(pattern: str) -> None:
-    assert copyset._go_match(pattern) is None
+    assert copyset.go_match(pattern) is None
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------

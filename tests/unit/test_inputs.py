@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from module_utils.offline_rebuild.copyset import _go_match as other_match
-from module_utils.offline_rebuild.inputs import go_match, select, sources_of
+from module_utils.offline_rebuild.gomatch import go_match
+from module_utils.offline_rebuild.inputs import select, sources_of
 from module_utils.offline_rebuild.stage import timelines
 from tests.unit.depot import build_input
 
@@ -93,21 +91,6 @@ def test_sources(line: str, sources: tuple[str, ...]) -> None:
     assert sources_of(step) == sources
     if "type=$T,from" in line:
         assert step.mounts == (("image", "x"),)
-
-
-def test_two_writings_of_the_pattern_rules_agree() -> None:
-    """filepath.Match is written twice, for two purposes; every short pattern over the characters that matter."""
-    agree = total = 0
-    names = ["", "a", "b", "-", "]", "[", "^", "\\", "/", "ab", "a/b", "!", "*"]
-    for length in range(1, 5):
-        for parts in itertools.product("a-]^[\\*?", repeat=length):
-            pattern = "".join(parts)
-            one, other = go_match(pattern), other_match(pattern)
-            total += 1
-            agree += (one is None) == (other is None) and (
-                one is None or other is None or all(bool(one.match(n)) == bool(other.match(n)) for n in names)
-            )
-    assert agree == total
 
 
 @settings(max_examples=300, derandomize=True, deadline=None)
