@@ -167,7 +167,7 @@ def ago(seconds: float) -> str:
         (replace(STATE, health="starting"), "pending", "starting"),
         (replace(STATE, health="unhealthy"), "failed", "unhealthy"),
         (replace(STATE, started=ago(30)), "ok", "without a restart"),
-        (replace(STATE, started=ago(-30)), "pending", "of 1 s"),
+        (replace(STATE, started=ago(-7200)), "pending", "of 1 s"),
         (replace(STATE, started=ago(-3600)), "pending", "of 1 s"),
         (replace(STATE, state="exited", exit_code=3), "failed", "code 3"),
         (replace(STATE, state="exited", exit_code=0), "failed", "code 0"),
