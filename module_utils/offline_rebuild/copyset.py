@@ -638,7 +638,11 @@ def _matches(tree: _Tree, source: str, fail: Callable[[str], Exception]) -> List
     found = _walk(tree, base, "/".join(parts[len(fixed) :]))
     if tree.is_context:
         _check_pattern(source, bool(found), bool(fixed))
-    return [_follow(tree, path, source, fail) for path in found]
+    followed = [_follow(tree, path, source, fail) for path in found]
+    if tree.is_context and any(real != path for path, (real, _) in zip(found, followed)):
+        # Only another instruction's wish brings the target along (the same followlinks.go).
+        raise _Unsupported(f"a symbolic link is found by {source}")
+    return followed
 
 
 def _check_pattern(source: str, found: bool, below: bool) -> None:

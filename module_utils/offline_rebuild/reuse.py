@@ -381,6 +381,8 @@ class Analyzer:
         speaks = timeline.index == self.target and any(
             self.records.of(image.id, image.config_digest) for image in self.store.all() if self._is_own(image)
         )
+        # An own image whose base's end is not certain forbids to assume anything of others, too.
+        speaks = speaks or (anchor is None and any(c.alignment is not None and c.alignment.doubt for c in own))
         kept = []
         for candidate in found:
             alignment = candidate.alignment

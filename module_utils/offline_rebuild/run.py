@@ -228,8 +228,7 @@ def settings_of(request: Request) -> Settings:
     return Settings(
         state_dir=request.state_dir,
         build_args={key: str(value) for key, value in request.build_args.items()},
-        evidence="assumed" if request.action == "prime" else request.evidence,
-        trusting=request.action == "prime",
+        evidence=request.evidence,
         may_write=not request.check,
         run_time=request.run_time,
     )
