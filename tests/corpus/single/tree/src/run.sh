@@ -1,0 +1,2 @@
+echo one
+一
