@@ -378,11 +378,11 @@ class Analyzer:
             anchor = self._base_layers(
                 [c for c in self._candidates_of_target() if c.alignment and self._is_own(c.alignment.image)]
             )
-        speaks = timeline.index == self.target and any(
-            self.records.of(image.id, image.config_digest) for image in self.store.all() if self._is_own(image)
+        mine = [image for image in self.store.all() if self._is_own(image)] if timeline.index == self.target else []
+        # An own image that has a record, or whose base is not certain, forbids to assume anything of others.
+        speaks = any(self.records.of(image.id, image.config_digest) for image in mine) or (
+            anchor is None and bool(mine)
         )
-        # An own image whose base's end is not certain forbids to assume anything of others, too.
-        speaks = speaks or (anchor is None and any(c.alignment is not None and c.alignment.doubt for c in own))
         kept = []
         for candidate in found:
             alignment = candidate.alignment

@@ -344,6 +344,8 @@ def _judge_refused(edit: Edit, plan: dict[str, Any]) -> Iterable[tuple[str, str]
 
 
 def _judge_fresh(case: Case, edit: Edit, plan: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    if plan["action"] == "blocked":
+        return  # nothing is reused, so nothing is assumed
     wanted = list(edit.expect.get("assumed") or [])
     if not wanted and not case.observed and plan["reused"]:
         wanted = ["FROM "]
