@@ -24,6 +24,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, NoR
 
 from .errors import OfflineRebuildError
 from .ignorefile import EMPTY, IgnoreFile, WalkState
+from .readers import CHANGED, PORTION_BYTES, PORTION_FILES, Readers, Result, numbers_of, xattrs
 from .statindex import GRANULARITY_NS, Record, StatIndex
 
 __all__ = ["Change", "Context", "Entry", "Manifest", "diff"]
@@ -35,9 +36,6 @@ LINE_ENDS_ONLY = "only the line ends differ"
 MAX_DEPTH = 200
 # Files bigger than this are not compared for their line ends.
 MAX_TEXT = 16 * 1024 * 1024
-_BLOCK = 256 * 1024
-_BATCH_FILES = 1024
-_BATCH_BYTES = 64 * 1024 * 1024
 _FORMAT = 1
 _TYPES = {
     stat.S_IFREG: "f",
@@ -351,7 +349,7 @@ class _Listing(NamedTuple):
 class _Directory:
     """A directory whose lines are being made; those of files that must be read are filled in by the readers."""
 
-    __slots__ = ("files", "lines", "names", "newest", "path", "size", "stats")
+    __slots__ = ("files", "lines", "names", "newest", "path", "size", "stats", "waiting")
 
     def __init__(self, path: bytes, names: bytes, stats: bytes) -> None:
         self.path = path
@@ -361,6 +359,8 @@ class _Directory:
         self.files = 0
         self.size = 0
         self.newest = 0
+        #: files that are still to be read, and the directory's own listing
+        self.waiting = 1
 
     def record(self) -> Record:
         return Record(self.names, self.stats, b"".join(self.lines), self.files, self.size, self.newest)
@@ -374,14 +374,6 @@ class _Read(NamedTuple):
     path: str
     name: bytes
     numbers: Tuple[int, ...]
-
-
-def _numbers(info: os.stat_result) -> Tuple[int, int, int, int, int]:
-    """:returns: mode, size, mtime_ns, ctime_ns, inode, each fit for a signed 64-bit field."""
-    inode = info.st_ino
-    if inode >= 1 << 63:
-        inode -= 1 << 64
-    return info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, inode
 
 
 class Context:
@@ -427,11 +419,12 @@ class Context:
     def _build(self, only: List[str], save: bool) -> Manifest:
         started = time.time_ns()
         root = self._open_root()
+        builder = _Builder(self, root)
         try:
-            builder = _Builder(self, root)
             builder.visit(root, "", self.ignore.root_state, only, 0)
-            builder.flush()
+            builder.finish()
         finally:
+            builder.readers.close()
             os.close(root)
         self.files_read += builder.files_read
         if save and self.index is not None and builder.changed():
@@ -486,11 +479,11 @@ class Context:
     def _stat_entry(self, path: str, numbers: Tuple[int, ...]) -> Entry:
         letter = _TYPES[stat.S_IFMT(numbers[0])]
         value = self.special_value(path, letter)
-        pairs = self.xattrs(path)
-        xattrs = _read_xattrs(pairs) if pairs else ()
+        pairs = xattrs(self.full(path))
+        attributes = _read_xattrs(pairs) if pairs else ()
         size = numbers[1] if letter == "f" and not self.ignore.hides(path) else 0
         link = _text(_unescape(value)) if letter in "lcb" else None
-        return Entry(_WORDS[letter], stat.S_IMODE(numbers[0]), size, link, None, xattrs, numbers[2])
+        return Entry(_WORDS[letter], stat.S_IMODE(numbers[0]), size, link, None, attributes, numbers[2])
 
     def digest_of(self, path: str) -> str:
         """:returns: ``sha256:...`` of a regular file of the context; taken from the stat index where that is current.
@@ -601,7 +594,7 @@ class Context:
                 extend((mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
             except OverflowError:
                 del stats[len(kept) * 5 - 5 :]
-                extend(_numbers(info))
+                extend(numbers_of(info))
         return _Listing(kept, stats, enter)
 
     def _names(self, fd: int, path: str) -> List[str]:
@@ -630,22 +623,6 @@ class Context:
             self.fail(path, exc)
         return b""
 
-    def xattrs(self, path: str, fd: Optional[int] = None) -> bytes:
-        """:returns: the extended attributes that count, as a line holds them."""
-        try:
-            names = os.listxattr(fd) if fd is not None else os.listxattr(self.full(path), follow_symlinks=False)
-            if not names:
-                return b""
-            target: Any = fd if fd is not None else self.full(path)
-            pairs = []
-            for name in sorted(filter(_xattr_counts, names)):
-                value = os.getxattr(target, name, follow_symlinks=fd is not None)
-                pairs.append(os.fsencode(name).hex().encode() + b"=" + value.hex().encode())
-            return b",".join(pairs)
-        except (OSError, AttributeError):
-            # No such file system, or no right to read them: then the client does not send them either.
-            return b""
-
     def fail(self, path: str, exc: OSError) -> NoReturn:
         """Raise what an operator can act on."""
         place = os.path.join(self.given_root, path) if path else self.given_root
@@ -665,13 +642,6 @@ def _parts(path: str) -> List[str]:
     return [] if {"", ".", ".."} & set(parts) else parts
 
 
-def _xattr_counts(name: str) -> bool:
-    """fsutil ``stat_unix.go`` and contenthash ``tarsum.go``: which names are sent and hashed."""
-    if name.startswith("security."):
-        return name == "security.capability"
-    return not name.startswith(("system.", "com.apple."))
-
-
 def _changed(place: str, how: str) -> OfflineRebuildError:
     return OfflineRebuildError(
         "context-changed",
@@ -682,7 +652,7 @@ def _changed(place: str, how: str) -> OfflineRebuildError:
 
 
 class _Builder:
-    """Makes the lines of every directory of one walk, reading files in batches by a few threads."""
+    """Makes the lines of every directory of one walk; files are read by several processes (readers.py)."""
 
     def __init__(self, context: Context, root: int) -> None:
         self.context = context
@@ -698,7 +668,7 @@ class _Builder:
         self.size = 0
         self.files_read = 0
         self._kept = 0
-        self._ready: List[_Directory] = []
+        self.readers = Readers(root, self._was_read)
         self._reads: List[_Read] = []
         self._pending = 0
 
@@ -739,9 +709,7 @@ class _Builder:
         base = path + "/" if path else ""
         for place, name in enumerate(names):
             self._add(directory, place, base + name, _raw(name), old, tuple(stats[place * 5 : place * 5 + 5]))
-        self._ready.append(directory)
-        if len(self._reads) >= _BATCH_FILES or self._pending >= _BATCH_BYTES:
-            self.flush()
+        self._done_with(directory)
 
     def _add(
         self, directory: _Directory, place: int, path: str, name: bytes, old: Dict[bytes, Tuple[bytes, bytes]],
@@ -759,12 +727,16 @@ class _Builder:
             directory.lines.append(known[1])
         elif letter == "f" and not hidden:
             directory.lines.append(b"")
-            self._reads.append(_Read(directory, place, path, name, numbers))
+            directory.waiting += 1
+            where = path if _UTF8 else os.fsdecode(_raw(path))
+            self._reads.append(_Read(directory, place, where, name, numbers))
             self._pending += size
+            if len(self._reads) >= PORTION_FILES or self._pending >= PORTION_BYTES:
+                self._give()
         else:
             value = EMPTY_DIGEST[7:].encode() if hidden else self.context.special_value(path, letter)
-            xattrs = self.context.xattrs(path)
-            directory.lines.append(_line(letter, stat.S_IMODE(mode), 0, value, xattrs, _escape(name)))
+            pairs = xattrs(self.context.full(path))
+            directory.lines.append(_line(letter, stat.S_IMODE(mode), 0, value, pairs, _escape(name)))
 
     def _keep(self, path: bytes, record: Record) -> None:
         self.lines[path] = record.lines
@@ -773,39 +745,29 @@ class _Builder:
         if self.index is not None:
             self.records[path] = record
 
-    def flush(self) -> None:
-        """Read what is waiting and complete the directories."""
-        reads, self._reads, self._pending = self._reads, [], 0
-        if reads:
-            self.files_read += len(reads)
-            _in_threads(self._read, reads)
-        for directory in self._ready:
-            self._keep(directory.path, directory.record())
-        self._ready = []
+    def _give(self) -> None:
+        portion, self._reads, self._pending = self._reads, [], 0
+        self.files_read += len(portion)
+        self.readers.give(portion)
 
-    def _read(self, item: _Read) -> None:
-        mode, size = item.numbers[0], item.numbers[1]
-        path = item.path if _UTF8 else os.fsdecode(_raw(item.path))
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.root)
-            try:
-                digest, left = hashlib.sha256(), size
-                while left > 0:
-                    block = os.read(fd, min(left, _BLOCK))
-                    if not block:
-                        break
-                    digest.update(block)
-                    left -= len(block)
-                xattrs = self.context.xattrs(item.path, fd)
-                after = os.fstat(fd)
-            finally:
-                os.close(fd)
-        except OSError as exc:
-            self.context.fail(item.path, exc)
-        if _numbers(after) != item.numbers:
+    def finish(self) -> None:
+        """Have the rest read, and wait for it."""
+        self._give()
+        self.readers.finish()
+
+    def _was_read(self, item: _Read, result: Result) -> None:
+        if isinstance(result, int):
+            if result != CHANGED:
+                self.context.fail(_text(os.fsencode(item.path)), OSError(result, os.strerror(result)))
             raise _changed(os.path.join(self.context.given_root, item.path), "changed while it was read")
-        value = digest.hexdigest().encode()
-        item.directory.lines[item.place] = _line("f", stat.S_IMODE(mode), size, value, xattrs, _escape(item.name))
+        mode, size = item.numbers[0], item.numbers[1]
+        item.directory.lines[item.place] = _line("f", stat.S_IMODE(mode), size, *result, _escape(item.name))
+        self._done_with(item.directory)
+
+    def _done_with(self, directory: _Directory) -> None:
+        directory.waiting -= 1
+        if not directory.waiting:
+            self._keep(directory.path, directory.record())
 
 
 def _by_name(record: Record) -> Dict[bytes, Tuple[bytes, bytes]]:
@@ -817,34 +779,3 @@ def _by_name(record: Record) -> Dict[bytes, Tuple[bytes, bytes]]:
         name: (record.stats[place * size : (place + 1) * size], lines[place] + b"\n")
         for place, name in enumerate(names)
     }
-
-
-def _in_threads(work: Callable[[_Read], None], items: List[_Read]) -> None:
-    """Do ``work`` on each item, by as many threads as there are CPUs (4 at most); the first failure is raised."""
-    count = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if count < 2 or len(items) < 8:
-        for item in items:
-            work(item)
-        return
-    import threading
-
-    waiting = iter(items)
-    failures: List[BaseException] = []
-
-    def run() -> None:
-        try:
-            for item in waiting:
-                work(item)
-                if failures:
-                    return
-        except BaseException as exc:  # noqa: BLE001 - raised again by the caller's thread
-            failures.append(exc)
-
-    threads = [threading.Thread(target=run) for _number in range(count - 1)]
-    for thread in threads:
-        thread.start()
-    run()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]

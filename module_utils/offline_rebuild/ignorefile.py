@@ -476,7 +476,10 @@ _FIXED_DEPTH = re.compile(r"(?:[^*\[\]\\]|\*(?!\*))+")
 class _Group:
     """Consecutive patterns of one sign, matched together and sorted by what they need to look at."""
 
-    __slots__ = ("_any", "_endings", "_fixed", "_name_regexp", "_named", "_patterns", "_prefixes", "exception", "names")
+    __slots__ = (
+        "_any", "_endings", "_fixed", "_name_regexp", "_named", "_patterns", "_prefixes", "exception", "name_lines",
+        "names",
+    )  # fmt: skip
 
     def __init__(self, patterns: List[IgnorePattern]) -> None:
         self.exception = patterns[0].exception
@@ -486,13 +489,17 @@ class _Group:
         self._endings = tuple(p.text[2:] for p in patterns if p.kind == SUFFIX and "/" not in p.text[2:])
         self._prefixes = tuple(p.text[:-2] for p in patterns if p.kind == PREFIX)
         globs: List[str] = []
-        self._fixed: Dict[int, List[IgnorePattern]] = {}
+        #: the patterns of ``names`` as regular expressions for one line of a list of names
+        self.name_lines = [re.escape(name) for name in sorted(self._named)]
+        self.name_lines += [r"[^\n]*" + re.escape(ending) for ending in self._endings]
+        self._fixed: Dict[int, List[Tuple[str, IgnorePattern]]] = {}
         self._any: List[IgnorePattern] = []
         for pattern in patterns:
             if pattern.kind == EXACT or (pattern.kind == REGEXP and _FIXED_DEPTH.fullmatch(pattern.text)):
-                self._fixed.setdefault(pattern.text.count("/"), []).append(pattern)
+                self._fixed.setdefault(pattern.text.count("/"), []).append((_literal_directory(pattern.text), pattern))
             elif pattern.kind == REGEXP and pattern.python is not None and _NAME_GLOB.fullmatch(pattern.text):
                 globs.append(pattern.python)
+                self.name_lines.append(_name_line(pattern.text[3:]))
             elif pattern.kind == REGEXP or (pattern.kind == SUFFIX and "/" in pattern.text[3:]):
                 self._any.append(pattern)
         self._name_regexp = re.compile("|".join(globs)).match if globs else None
@@ -520,11 +527,24 @@ class _Group:
         :returns: a function of a path right in it; None when there is nothing to test.
         """
         prefixes = tuple(p for p in self._prefixes if p.startswith(base) or base.startswith(p))
-        patterns = self._any + self._fixed.get(base.count("/"), [])
+        fixed = self._fixed.get(base.count("/"), ())
+        patterns = self._any + [pattern for directory, pattern in fixed if base.startswith(directory)]
         if not patterns:
             return (lambda path: path.startswith(prefixes)) if prefixes else None
         tests = [p.matches for p in patterns]
         return lambda path: path.startswith(prefixes) or any(test(path) for test in tests)
+
+
+def _literal_directory(text: str) -> str:
+    """:returns: what every path that a pattern of a fixed depth matches begins with, up to a ``/``."""
+    literal = re.split(r"[*?]", text, maxsplit=1)[0]
+    return literal[: literal.rfind("/") + 1]
+
+
+def _name_line(glob: str) -> str:
+    """:returns: a base name with ``*`` and ``?`` as a regular expression for one line of a list of names."""
+    parts = {"*": r"[^/\n]*", "?": r"[^/\n]"}
+    return "".join(parts.get(char) or re.escape(char) for char in glob)
 
 
 class WalkState(NamedTuple):
@@ -554,7 +574,8 @@ class IgnoreFile:
         self._plain_exceptions = not any(_WILDCARDS & set(text) for text in self._exceptions)
         # A walk may disagree with ignores() only when an ignore pattern follows an exception.
         self.may_hide = len(self._groups) > 2
-        self._never: Set[str] = set()
+        lines = [line for group in self._groups if not group.exception for line in group.name_lines]
+        self._names_search = re.compile(f"^(?:{'|'.join(lines)})$", re.MULTILINE).search if lines else None
         self.root_state = WalkState(False, (False,) * len(self._groups))
 
     def ignores(self, path: str) -> bool:
@@ -614,19 +635,16 @@ class IgnoreFile:
     def ignored_names(self, state: WalkState, directory: str, names: List[str]) -> Set[str]:
         """:returns: those of a directory's names that are ignored; parameters as for :meth:`checker`."""
         base = directory + "/" if directory else ""
-        ignored = self.checker(state, directory)
-        if "\n" in base or any(state.matched) or any(group.local(base) for group in self._groups):
-            return {name for name in names if ignored(name)}
-        # Only base names matter here, and most of them were seen before.
-        if len(self._never) > _Names.LIMIT:
-            self._never.clear()
-        found = set()
-        for name in [name for name in names if name not in self._never]:
-            if ignored(name):
-                found.add(name)
-            elif not any(group.names[name] for group in self._groups):
-                self._never.add(name)
-        return found
+        joined = "\n".join(names)
+        if (
+            "\n" not in base
+            and joined.count("\n") == len(names) - 1
+            and not any(state.matched)
+            and not any(group.local(base) for group in self._groups if not group.exception)
+            and (self._names_search is None or not self._names_search(joined))
+        ):
+            return set()  # only base names matter here, and one look at all of them found none
+        return set(filter(self.checker(state, directory), names))
 
     def enters(self, state: WalkState, path: str) -> bool:
         """Whether the walk enters the directory ``path``, whose state is given.
