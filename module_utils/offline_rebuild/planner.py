@@ -40,7 +40,7 @@ class Settings:
     :param may_write: whether caches under ``state_dir`` may be written (not in check mode).
     :param run_time: seconds since the epoch, given once by the controller for all hosts.
     :param trusting: the operator says that the tree is untouched (``prime``).
-    :param thin_layers: whether thin layers may be used (tests switch them off to force the graft).
+    :param cheapest: the cheapest way that may be taken: ``assemble``, ``thin graft`` or ``graft`` (tests force them).
     """
 
     state_dir: str
@@ -48,7 +48,7 @@ class Settings:
     evidence: str = "assumed"
     may_write: bool = False
     run_time: int = 0
-    thin_layers: bool = True
+    cheapest: str = "assemble"
     trusting: bool = False
 
 
@@ -196,7 +196,7 @@ class Planner:
             self.reader,
             preferred=(service.image,),
             least=self.settings.evidence,
-            thin_layers=self.settings.thin_layers,
+            cheapest=self.settings.cheapest,
             trusting=self.settings.trusting,
         )
 

@@ -117,7 +117,8 @@ class Analyzer:
     :param reader: makes a :class:`LayerReader` for an image.
     :param preferred: ids or names of images to prefer among equals (the one that the service's name stands for).
     :param least: the least evidence that is accepted.
-    :param thin_layers: whether thin layers may be used; without them every change goes by graft.
+    :param cheapest: the cheapest way that may be taken: ``assemble``, ``thin graft`` (the last instruction is left to
+        BuildKit) or ``graft`` (no thin layer).
     :param trusting: the operator says that the tree is untouched: what an image cannot show is taken for granted.
     """
 
@@ -130,7 +131,7 @@ class Analyzer:
         reader: Callable[[Image], LayerReader],
         preferred: Sequence[str] = (),
         least: str = "assumed",
-        thin_layers: bool = True,
+        cheapest: str = "assemble",
         trusting: bool = False,
     ) -> None:
         self.build = build
@@ -140,7 +141,7 @@ class Analyzer:
         self.reader = reader
         self.preferred = tuple(preferred)
         self.least = least
-        self.thin_layers = thin_layers
+        self.cheapest = cheapest
         self.trusting = trusting
         self.outer = global_args(build)
         self.timelines: Tuple[Timeline, ...] = tuple(self._complete(t) for t in timelines(build))
@@ -437,12 +438,13 @@ class Analyzer:
 
     def _plan_thin(self, stage: StageReuse) -> Tuple[Optional[ThinLayer], str]:
         alignment, steps = stage.alignment, stage.timeline.steps
-        if alignment is None or stage.proven >= len(steps) or not self.thin_layers:
+        covered = steps[:-1] if self.cheapest == "thin graft" else steps
+        if alignment is None or stage.proven >= len(covered) or self.cheapest == "graft":
             return None, ""
         try:
             layer = plan_layer(
                 alignment,
-                steps,
+                covered,
                 stage.proven,
                 self.reader(alignment.image),
                 self._source_of,

@@ -198,9 +198,11 @@ class Offline:
             answer = {"error": traceback.format_exc(), "code": "traceback"}
         return {**answer, "seconds": round(time.monotonic() - began, 2)}
 
-    def planner_for(self, edit: str, project: Any, state: str, evidence: str) -> Any:
+    def planner_for(self, edit: str, project: Any, state: str, evidence: str, cheapest: str = "assemble") -> Any:
         """A planner for one edit. All share what was read of the images: what is made is gone before the next."""
-        settings = self.planner.Settings(state_dir=state, build_args={}, evidence=evidence, may_write=True)
+        settings = self.planner.Settings(
+            state_dir=state, build_args={}, evidence=evidence, may_write=True, cheapest=cheapest
+        )
         made = self.planner.Planner(self.docker, project, settings, {edit})
         made.store = self.images
         return made
@@ -221,14 +223,29 @@ class Offline:
                 known[image] = snapshot(image)
             answer.update(known[image])
         elif service.action == "rebuild" and mode in edit["make"]:
-            began = time.monotonic()
-            try:
-                answer.update(snapshot(planner.make(service)))
-            finally:
-                answer["made_in"] = round(time.monotonic() - began, 2)
-                planner.clean()
-                self.images.forget()
+            answer.update(self.made(planner, service))
+            answer["ways"] = {service.way: True, **self.other_ways(edit, project, state, service.way)}
         return answer
+
+    def made(self, planner: Any, service: Any) -> dict[str, Any]:
+        began = time.monotonic()
+        try:
+            return {**snapshot(planner.make(service)), "made_in": round(time.monotonic() - began, 2)}
+        finally:
+            planner.clean()
+            self.images.forget()
+
+    def other_ways(self, edit: dict[str, Any], project: Any, state: str, natural: str) -> dict[str, Any]:
+        """The same image by each dearer way that applies."""
+        found: dict[str, Any] = {}
+        for way in ("thin graft", "graft"):
+            if natural not in ("assemble", "thin graft") or way == natural:
+                continue
+            planner = self.planner_for(edit["name"], project, state, "assumed", way)
+            service = planner.plan().services[0]
+            if service.action == "rebuild" and service.way == way:
+                found[way] = self.guarded(lambda: self.made(planner, service))  # noqa: B023
+        return found
 
 
 def rebuild_all(request: dict[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Report:
     edits: int = 0
     edits_equal: int = 0
     compared: int = 0
+    ways: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +71,9 @@ class Report:
         times = ", ".join(f"{name} {value:.0f} s" for name, value in self.times.items())
         lines = [
             f"{self.engine} {self.store}: {self.cases_equal} of {self.cases} cases equal ({self.edits_equal} of "
-            f"{self.edits} edits, {self.compared} images compared), {self.false_reuse} false reuse; {times}"
+            f"{self.edits} edits, {self.compared} images compared, made by "
+            f"{', '.join(f'{way} {count}' for way, count in sorted(self.ways.items()))}), {self.false_reuse} false "
+            f"reuse; {times}"
         ]
         return "\n".join([*lines, *(str(finding) for finding in self.findings)])
 
@@ -299,6 +302,8 @@ def judge_case(case: Case, truths: dict[str, Any], offline: dict[str, Any], repo
             for kind, text in _judge(case, edit, mode, answer, truth, _recorded(offline)):
                 report.findings.append(Finding(case.name, edit.name, kind, f"({mode}) {text}"))
             report.compared += "files" in answer
+            for way, other in answer.get("ways", {}).items():
+                report.ways[way] = report.ways.get(way, 0) + (other is True or "files" in other)
         report.edits += 1
         report.edits_equal += len(report.findings) == count
     report.judged[case.name] = case
@@ -315,6 +320,11 @@ def _judge(
         differences = compare(truth, answer)
         if differences:
             yield "false_reuse", "not what a full build gives: " + "; ".join(differences[:8])
+    for way, other in answer.get("ways", {}).items():
+        if other is not True and not (mode == "fresh" and edit.expect.get("hidden")):
+            differences = [other["error"]] if "error" in other else compare(truth, other)
+            if differences:
+                yield "false_reuse", f"by {way}, not what a full build gives: " + "; ".join(differences[:8])
     plan = answer.get("plan")
     if plan is None:
         return

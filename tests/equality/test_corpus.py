@@ -9,7 +9,7 @@ import platform
 import pytest
 
 from tests.hosts import Hosts
-from tests.unit.figures import record
+from tests.unit.figures import record, record_combination
 
 from .corpus import load_cases
 from .run import Report, compare, judge_case, run
@@ -23,17 +23,19 @@ def report() -> Report:
     with Hosts.up(f"corpus-{ENGINE}-{STORE}", count=2, engine=ENGINE, store=STORE) as hosts:
         found = run(ENGINE, STORE, hosts)
     print(f"\n{found}")
-    record(
+    counts = {"corpus_equal": found.cases_equal, "corpus_total": found.cases}
+    record_combination(
         "exactness",
-        corpus_equal=found.cases_equal,
-        corpus_total=found.cases,
+        ENGINE,
+        STORE,
+        **counts,
         corpus_edits=found.edits,
         corpus_images_compared=found.compared,
         false_reuse=found.false_reuse,
-        engine=ENGINE,
-        store=STORE,
-        machine=platform.machine(),
     )
+    record("exactness", engine=ENGINE, store=STORE, machine=platform.machine())
+    ways = {f"corpus_{way.replace(' ', '_')}": count for way, count in found.ways.items()}
+    record_combination("thin", ENGINE, STORE, **counts, **ways)
     return found
 
 
@@ -44,6 +46,8 @@ def test_no_false_reuse(report: Report) -> None:
 def test_the_corpus_is_large_enough_and_was_compared(report: Report) -> None:
     assert report.cases >= 30
     assert report.compared >= report.edits // 2
+    for way, least in {"assemble": 50, "thin graft": 50, "graft": 100}.items():
+        assert report.ways.get(way, 0) >= least, report.ways
 
 
 @pytest.mark.parametrize("name", [case.name for case in load_cases(None, ENGINE)])

@@ -39,7 +39,7 @@ def derived(
     depot: Depot, old: str, new: str, args: Mapping[str, str] | None = None, **options: Any
 ) -> tuple[Derived, list[str]]:
     """Build ``old``, change the file to ``new``; what is derived then, and its lines after the first FROM's graft."""
-    options.setdefault("thin_layers", False)
+    options.setdefault("cheapest", "graft")
     depot.build("app:latest", old, args=args, base="base:latest")
     made = derive(depot.analyzer(new, depot.root / "context", args, **options), 1, str(depot.root), {})
     parse(made.text.encode())
@@ -125,7 +125,7 @@ def test_the_triggers_of_a_base_run_once(depot: Depot, reusable: bool) -> None:
     text = "FROM on\nRUN a\n"
     if reusable:
         depot.build("app:latest", text, base="on:latest")
-    analyzer = depot.analyzer("FROM on\nRUN b\n", depot.root / "context", thin_layers=False)
+    analyzer = depot.analyzer("FROM on\nRUN b\n", depot.root / "context", cheapest="graft")
     if not reusable:
         depot.inspects = {k: v for k, v in depot.inspects.items() if v["RepoTags"] == ["on:latest"]}
     made = derive(analyzer, 1, str(depot.root), {})
@@ -140,7 +140,7 @@ def test_stages_are_named_apart(depot: Depot) -> None:
         "FROM base AS x\nRUN a\nFROM base AS x\nRUN b\nFROM base\nCOPY --from=0 /f /f\n"
         "RUN --mount=from=tool:1,target=/t \\\n  --mount=type=bind,from=x,target=/u echo from=0 --from=x\n"
     )
-    made = derive(depot.analyzer(text, depot.root / "context", thin_layers=False), 1, str(depot.root), {})
+    made = derive(depot.analyzer(text, depot.root / "context", cheapest="graft"), 1, str(depot.root), {})
     stages = parse(made.text.encode()).stages
     assert [s.name for s in stages] == ["x", "offline-rebuild-stage-1", "offline-rebuild-stage-2"]
     copy, run = stages[2].instructions
@@ -176,14 +176,14 @@ def test_names_are_replaced_in_flags_only(raw: str, renamed: str) -> None:
 def test_a_name_in_a_form_that_is_not_understood_is_refused(depot: Depot) -> None:
     text = "FROM base AS a\nRUN x\nFROM base\nCOPY --fr\\\nom=0 /f /f\n"
     with pytest.raises(OfflineRebuildError, match="not understood") as caught:
-        derive(depot.analyzer(text, depot.root / "context", thin_layers=False), 1, str(depot.root), {})
+        derive(depot.analyzer(text, depot.root / "context", cheapest="graft"), 1, str(depot.root), {})
     assert caught.value.line == 4
 
 
 def test_an_argument_that_cannot_be_carried_is_an_error_of_the_plan(depot: Depot) -> None:
     text = "ARG G\nFROM base\nARG G\nARG X=$G\nRUN a\n"
     depot.build("app:latest", text, args={"G": "a\nb"}, base="base:latest")
-    analyzer = depot.analyzer(text + "RUN b\n", depot.root / "context", {"G": "a\nb"}, thin_layers=False)
+    analyzer = depot.analyzer(text + "RUN b\n", depot.root / "context", {"G": "a\nb"}, cheapest="graft")
     with pytest.raises(OfflineRebuildError, match="arg-newline"):
         blocked_reason(analyzer)
 
@@ -213,11 +213,11 @@ def test_what_a_silent_base_set_must_be_known_before_the_cut(depot: Depot) -> No
     depot.build("app:latest", text, {2: {"a": "1"}}, base="silent:1")
     depot.remove("silent:1")
     context = write(depot.root / "context", {"a": "2"})
-    reason, remedy = blocked_reason(depot.analyzer(text, context, thin_layers=False, trusting=True))
+    reason, remedy = blocked_reason(depot.analyzer(text, context, cheapest="graft", trusting=True))
     assert "User of the base image silent:1" in reason
     assert "docker pull" in remedy
     write(context, {"a": "1"})
-    late = depot.analyzer(text.replace("RUN y", "RUN z"), context, thin_layers=False, trusting=True)
+    late = depot.analyzer(text.replace("RUN y", "RUN z"), context, cheapest="graft", trusting=True)
     assert blocked_reason(late) == ("", "")
     assert _set_by(late.stage(0).alignment.outcomes[:3]) >= {("User", "")}  # type: ignore[union-attr]
 
@@ -238,7 +238,7 @@ def test_what_a_silent_base_set_must_be_known_before_the_cut(depot: Depot) -> No
 )
 def test_what_needs_a_network_is_blocked_before_anything_is_touched(depot: Depot, line: str, blocked: bool) -> None:
     depot.build("app:latest", "FROM base\nRUN a\n", base="base:latest")
-    analyzer = depot.analyzer(f"FROM base\nRUN a\n{line}\n", depot.root / "context", thin_layers=False)
+    analyzer = depot.analyzer(f"FROM base\nRUN a\n{line}\n", depot.root / "context", cheapest="graft")
     reason, remedy = blocked_reason(analyzer)
     assert bool(reason) == bool(remedy) == blocked
     assert not blocked or "Dockerfile:3" in reason
@@ -246,6 +246,6 @@ def test_what_needs_a_network_is_blocked_before_anything_is_touched(depot: Depot
 
 def test_stages_that_nothing_reads_are_left_out(depot: Depot) -> None:
     text = "FROM base AS a\nRUN x\nFROM base AS b\nRUN y\nFROM base\nCOPY --from=b /f /f\nRUN z\n"
-    analyzer = depot.analyzer(text, depot.root / "context", thin_layers=False)
+    analyzer = depot.analyzer(text, depot.root / "context", cheapest="graft")
     assert [stage.timeline.index for stage, _ in remaining(analyzer)] == [1, 2]
     assert way_of(analyzer) == "graft"
