@@ -41,10 +41,11 @@ demo-down: ## remove all that the demo made
 TWO = trixie:classic testing:containerd
 ALL = bookworm:classic trixie:classic trixie:containerd testing:classic testing:containerd
 
-test: lint unit engine molecule ## lint, unit tests, tests of single parts on an engine, and the main job
+test: export OFR_THIN_CASES ?= 40
+test: lint unit engine molecule equality ## lint, unit tests, parts on an engine, the main job, offline against full builds
 
 test-all: export OFR_ENGINE_HOSTS = 1
-test-all: lint unit engine ## as test, and the equality corpus, on each of the five engine and image store combinations
+test-all: lint unit engine ## as test, with more random cases, on each of the five engine and image store combinations
 	@$(MAKE) --no-print-directory equality COMBINATIONS="$(ALL)"
 	for pair in $(ALL); do
 	    echo "== the main job on $$pair"

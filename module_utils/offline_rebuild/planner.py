@@ -294,11 +294,11 @@ class Planner:
         name = f"{graft.REGISTRY}/build:{self.project.name}-{service.name}".lower()
         self._run_build(service, analyzer, derived.text, derived.target, name)
         self._unchanged_since(analyzer)
-        self.store.forget()
-        found = self.store.inspect_of(name)
-        if found is None:
+        found = self.docker.inspect("image", [name])
+        if not found:
             raise OfflineRebuildError("build-failed", f"the build of {service.name} left no image")
-        return str(found["Id"])
+        self.store.learn(found[0])
+        return str(found[0]["Id"])
 
     def _run_build(self, service: Service, analyzer: Analyzer, text: str, target: str, name: str) -> None:
         build = service.build

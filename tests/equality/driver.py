@@ -167,6 +167,7 @@ class Offline:
         compose.config_hashes = lambda *_: {}
         self.state = state
         self.images = ImageStore(self.docker)
+        self.listed = dict(self.images._load_all())
 
     def case(self, case: dict[str, Any]) -> dict[str, Any]:
         """Per edit and mode (``fresh``: no record; ``primed``: the untouched tree was recorded) what came of it."""
@@ -233,7 +234,7 @@ class Offline:
             return {**snapshot(planner.make(service)), "made_in": round(time.monotonic() - began, 2)}
         finally:
             planner.clean()
-            self.images.forget()
+            self.images._by_ref = dict(self.listed)  # what was made is gone
 
     def other_ways(self, edit: dict[str, Any], project: Any, state: str, natural: str) -> dict[str, Any]:
         """The same image by each dearer way that applies."""
