@@ -68,6 +68,14 @@ options:
     type: str
     choices: [recorded, observed, assumed]
     default: assumed
+  modes:
+    description:
+      - Whose file modes count. V(exact), the tree's.
+      - With V(image), files and directories that the ancestor image holds where COPY puts them keep the mode that they
+        have there; for trees that lost their modes on the way (FAT, zip, another umask).
+    type: str
+    choices: [exact, image]
+    default: exact
   state_dir:
     description: Where records, releases and caches are kept on the host.
     type: path
@@ -153,6 +161,7 @@ ARGUMENT_SPEC = {
     "health_checks": {"type": "list", "elements": "dict", "default": []},
     "gate_timeout": {"type": "int", "default": 120},
     "evidence": {"type": "str", "choices": ["recorded", "observed", "assumed"], "default": "assumed"},
+    "modes": {"type": "str", "choices": ["exact", "image"], "default": "exact"},
     "state_dir": {"type": "path", "default": "/var/lib/offline-rebuild"},
     "keep_releases": {"type": "int", "default": 3},
     "change_id": {"type": "str", "default": ""},

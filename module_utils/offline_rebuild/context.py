@@ -19,7 +19,7 @@ import re
 import stat
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Set, Tuple
 
 from .errors import OfflineRebuildError
@@ -27,7 +27,7 @@ from .ignorefile import EMPTY, IgnoreFile, WalkState
 from .readers import CHANGED, PORTION_BYTES, PORTION_FILES, Readers, Result, numbers_of, xattrs
 from .statindex import GRANULARITY_NS, Record, StatIndex
 
-__all__ = ["Change", "Context", "Entry", "Manifest", "diff"]
+__all__ = ["Change", "Context", "Entry", "Manifest", "WithModes", "diff", "line_ends", "mend_line_ends", "mend_mode"]
 
 EMPTY_DIGEST = "sha256:" + hashlib.sha256().hexdigest()
 MODE_ONLY = "only the mode differs"
@@ -220,6 +220,24 @@ class Manifest(Mapping[str, Entry]):
             else:
                 yield path + "/" + name, child
 
+    def with_modes(self, modes: Mapping[str, int]) -> Manifest:
+        """:returns: the manifest with these modes for the paths named; a path that it does not have is left out."""
+        if not modes:
+            return self
+        wanted: Dict[bytes, Dict[bytes, int]] = {}
+        for path, mode in modes.items():
+            parent, _, name = path.rpartition("/")
+            wanted.setdefault(_raw(parent), {})[_escape(_raw(name))] = mode
+        directories = dict(self._directories)
+        for at, names in wanted.items():
+            lines = [line.split(b"\t", 5) for line in self.lines(at).split(b"\n")[:-1]]
+            for fields in lines:
+                if fields[5] in names:
+                    fields[1] = b"%o" % names[fields[5]]
+            if lines:
+                directories[at] = b"".join(b"\t".join(fields) + b"\n" for fields in lines)
+        return Manifest(directories, self.files, self.bytes)
+
     def digest(self) -> str:
         """:returns: ``sha256:...`` over path, type, mode, size, content or link, xattrs of every entry."""
         if self._digest is None:
@@ -333,6 +351,32 @@ def _what(old: Entry, new: Entry) -> Tuple[str, ...]:
         "xattrs": old.xattrs != new.xattrs,
     }
     return tuple(word for word, differs in pairs.items() if differs)
+
+
+def line_ends(data: bytes, digest: str) -> str:
+    """Which line ends a content would need to have this digest.
+
+    :returns: ``lf`` or ``crlf`` for all of them, ``""`` if neither gives it.
+    """
+    unix = data.replace(b"\r\n", b"\n")
+    for name, text in (("lf", unix), ("crlf", unix.replace(b"\n", b"\r\n"))):
+        if "sha256:" + hashlib.sha256(text).hexdigest() == digest:
+            return name
+    return ""
+
+
+def mend_mode(mode: int) -> str:
+    """:returns: the command that gives a file this mode, less the file's name."""
+    return f"chmod {mode:04o} --"
+
+
+def mend_line_ends(data: bytes, wanted: str) -> str:
+    """:returns: the command that gives a file these line ends, less its name; nothing where sed would give others."""
+    if wanted == "lf" and not data.endswith(b"\r"):
+        return "sed -i 's/\\r$//' --"
+    if wanted == "crlf" and data.endswith(b"\n"):
+        return "sed -i 's/\\r$//;s/$/\\r/' --"
+    return ""
 
 
 # --- the walk ---------------------------------------------------------------------------------------------------------
@@ -507,9 +551,19 @@ class Context:
             data = self.read(path)
         except OfflineRebuildError:
             return False
-        unix = data.replace(b"\r\n", b"\n")
-        candidates = (unix, unix.replace(b"\n", b"\r\n"))
-        return any("sha256:" + hashlib.sha256(text).hexdigest() == old.digest for text in candidates)
+        return bool(line_ends(data, old.digest))
+
+    def mend_of(self, change: Change, old: Manifest) -> str:
+        """What undoes a change to a file's mode or line ends: a command that takes the file's name, or nothing."""
+        was = old.get(change.path)
+        if was is None:
+            return ""
+        if "mode" in change.what:
+            return mend_mode(was.mode)
+        if change.note != LINE_ENDS_ONLY or was.digest is None:
+            return ""
+        data = self.read(change.path)
+        return mend_line_ends(data, line_ends(data, was.digest))
 
     def read(self, path: str) -> bytes:
         """:returns: the content of a regular file of the context (no link is followed, not even in its parents).
@@ -779,3 +833,39 @@ def _by_name(record: Record) -> Dict[bytes, Tuple[bytes, bytes]]:
         name: (record.stats[place * size : (place + 1) * size], lines[place] + b"\n")
         for place, name in enumerate(names)
     }
+
+
+class WithModes:
+    """A context some of whose paths count with other modes than they have on the disk.
+
+    :param modes: path to mode.
+    """
+
+    def __init__(self, context: Context, modes: Mapping[str, int]) -> None:
+        self.context = context
+        self.modes = modes
+
+    def stat_entries(self, prefix: str = "") -> Iterator[Tuple[str, Entry]]:
+        """As :meth:`Context.stat_entries`."""
+        for path, entry in self.context.stat_entries(prefix):
+            yield path, replace(entry, mode=self.modes[path]) if path in self.modes else entry
+
+    def manifest(self) -> Manifest:
+        """The context's manifest with these modes."""
+        return self.context.manifest().with_modes(self.modes)
+
+    def digest_of(self, path: str) -> Optional[str]:
+        """As :meth:`Context.digest_of`."""
+        return self.context.digest_of(path)
+
+    def read(self, path: str) -> bytes:
+        """As :meth:`Context.read`."""
+        return self.context.read(path)
+
+    def full(self, path: str) -> str:
+        """As :meth:`Context.full`."""
+        return self.context.full(path)
+
+    def fail(self, path: str, error: OSError) -> NoReturn:
+        """As :meth:`Context.fail`."""
+        self.context.fail(path, error)

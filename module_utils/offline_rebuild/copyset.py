@@ -25,6 +25,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
+from .context import line_ends, mend_line_ends, mend_mode
 from .errors import OfflineRebuildError
 from .gomatch import go_match
 from .layers import Layer, LayerEntry, TooManyLinks, keep_xattr, resolve_in_root
@@ -855,7 +856,7 @@ _TEXT_LIMIT = 4 << 20
 _MANY = 200
 
 
-def compare(copyset: CopySet, layer: Layer, lookup_before: Lookup, modes: str = "exact") -> List[FileChange]:
+def compare(copyset: CopySet, layer: Layer, lookup_before: Lookup) -> List[FileChange]:
     """Whether a layer is exactly what the instruction would write; what differs, if not.
 
     The rule is equality of the final state: each path of the set has in the image, after the layer, the type, mode,
@@ -863,15 +864,14 @@ def compare(copyset: CopySet, layer: Layer, lookup_before: Lookup, modes: str = 
     before; nothing is removed. Modification times do not count.
 
     :param lookup_before: the image before the layer.
-    :param modes: ``image``: the modes of paths of the context that the image holds are not compared.
     :returns: the differences in order of path; none means that the instruction is proven.
     """
     if copyset.unsupported:
         return [FileChange("/", "changed", (), copyset.unsupported)]
     best: Optional[Dict[str, FileChange]] = None
-    known: Dict[str, Tuple[Tuple[str, ...], str]] = {}
+    known: Dict[str, Tuple[Tuple[str, ...], str, str]] = {}
     for behaviour in _behaviours(copyset):
-        found = _Comparison(copyset, layer, lookup_before, behaviour, modes == "image", known).run()
+        found = _Comparison(copyset, layer, lookup_before, behaviour, known).run()
         if best is None or len(found) < len(best):
             best = found
         if not best:
@@ -897,23 +897,19 @@ class _Comparison:
         layer: Layer,
         before: Lookup,
         behaviour: int,
-        image_modes: bool,
-        known: Dict[str, Tuple[Tuple[str, ...], str]],
+        known: Dict[str, Tuple[Tuple[str, ...], str, str]],
     ) -> None:
         self.set = copyset
         self.layer = layer
         self.before = before
         self.behaviour = behaviour
-        self.image_modes = image_modes
         self.known = known
         self.found: Dict[str, FileChange] = {}
 
     def run(self) -> Dict[str, FileChange]:
         """:returns: the differences by path in the image."""
-        for path, entry in self.set.entries.items():
-            self._wanted(path, entry, self.image_modes)
-        for path, entry in self.set.parents.items():
-            self._wanted(path, entry, False)
+        for path, entry in (*self.set.entries.items(), *self.set.parents.items()):
+            self._wanted(path, entry)
         for path, found in self.layer.entries.items():
             if path and path not in self.set.entries and path not in self.set.parents:
                 self._extra(path, found)
@@ -926,10 +922,10 @@ class _Comparison:
                 self._report(path, "changed", ("type",), "the layer hides what was there")
         return self.found
 
-    def _report(self, path: str, kind: str, what: Tuple[str, ...], note: str = "") -> None:
-        self.found[path] = FileChange(self.set.context_path(path), kind, what, note)
+    def _report(self, path: str, kind: str, what: Tuple[str, ...], note: str = "", mend: str = "") -> None:
+        self.found[path] = FileChange(self.set.context_path(path), kind, what, note, mend)
 
-    def _wanted(self, path: str, entry: CopyEntry, free_mode: bool) -> None:
+    def _wanted(self, path: str, entry: CopyEntry) -> None:
         after = self.layer.entries.get(path)
         if after is None:
             after = None if path in self.layer.whiteouts else self.before(path)
@@ -940,10 +936,11 @@ class _Comparison:
         if after.type != entry.type:
             self._report(path, "changed", ("type",))
             return
-        content, note = self._content(path, entry, after)
+        content, note, mend = self._content(path, entry, after)
         what.extend(content)
-        if entry.type != "symlink" and after.mode != entry.modes[self.behaviour] and not free_mode:
+        if entry.type != "symlink" and after.mode != entry.modes[self.behaviour]:
             what.append("mode")
+            mend = mend_mode(after.mode) if entry.source else ""
         if (after.uid, after.gid) != (entry.uid, entry.gid):
             what.append("owner")
         if entry.type == "symlink" and after.link != entry.link:
@@ -955,21 +952,20 @@ class _Comparison:
                 note = "only the mode differs"
             elif what != ["content"]:
                 note = ""
-            self._report(path, "changed", tuple(what), note)
+            self._report(path, "changed", tuple(what), note, mend)
 
-    def _content(self, path: str, entry: CopyEntry, after: LayerEntry) -> Tuple[Tuple[str, ...], str]:
+    def _content(self, path: str, entry: CopyEntry, after: LayerEntry) -> Tuple[Tuple[str, ...], str, str]:
         """Whether the content differs; digests are taken only where the sizes agree."""
         if entry.type != "file":
-            return (), ""
+            return (), "", ""
         if path not in self.known:
             same = after.size == entry.size
             if same:
                 old = after.content_digest()
                 same = old is not None and old == entry.content_digest()
-            note = ""
-            if not same and len(self.known) < _MANY and _only_line_ends(entry, after):
-                note = "only the line ends differ"
-            self.known[path] = ((), "") if same else (("content",), note)
+            only, mend = (False, "") if same or len(self.known) >= _MANY else _only_line_ends(entry, after)
+            note = "only the line ends differ" if only else ""
+            self.known[path] = ((), "", "") if same else (("content",), note, mend)
         return self.known[path]
 
     def _extra(self, path: str, found: LayerEntry) -> None:
@@ -1000,20 +996,16 @@ class _Comparison:
             self._report(path, "changed", tuple(what))
 
 
-def _only_line_ends(entry: CopyEntry, after: LayerEntry) -> bool:
-    """Whether the contents agree when all line ends are LF or all are CRLF; text up to 4 MiB."""
+def _only_line_ends(entry: CopyEntry, after: LayerEntry) -> Tuple[bool, str]:
+    """Whether the contents agree when all line ends are LF or all are CRLF; text up to 4 MiB. And what mends it."""
     if after.size == entry.size or max(after.size, entry.size) > _TEXT_LIMIT:
-        return False
-    import hashlib
-
+        return False, ""
     old = after.content_digest()
     if old is None:
-        return False
+        return False, ""
     try:
         data = entry.read()
     except OfflineRebuildError:
-        return False
-    if b"\0" in data:
-        return False
-    unix = data.replace(b"\r\n", b"\n")
-    return any("sha256:" + hashlib.sha256(text).hexdigest() == old for text in (unix, unix.replace(b"\n", b"\r\n")))
+        return False, ""
+    wanted = "" if b"\0" in data else line_ends(data, old)
+    return bool(wanted), mend_line_ends(data, wanted) if entry.source else ""

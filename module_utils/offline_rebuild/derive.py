@@ -12,11 +12,13 @@ import time
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
+from .context import mend_mode
 from .dockerfile import parse
 from .errors import OfflineRebuildError
 from .graft import REGISTRY, Carried, ImageDocument, document
 from .history import touches
 from .image import HistoryEntry, Image, missing_image, pull_remedy, sha256
+from .plan import mend_command
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, Outcome, State, Step, hidden_by_env
 from .thin import ThinLayer, write_layer
@@ -148,7 +150,7 @@ def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
             )
         if stage.alignment is not None and cut < len(stage.alignment.states):
             _carried_args(stage.alignment.states[cut], analyzer.build)  # raises for what cannot be carried
-        for step in timeline.steps[cut:]:
+        for number, step in enumerate(timeline.steps[cut:], cut):
             text = "\n".join([step.instruction.text, *(d.content for d in step.instruction.heredocs)])
             place = f"{analyzer.build.dockerfile.file}:{step.instruction.line}"
             if step.kind == "run" and _NETWORK.search(text) and not _OFFLINE.search(text):
@@ -157,6 +159,8 @@ def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
                     f"reusable only up to there: {_because(stage)}",
                     "build the image on a connected machine and bring it in with docker save and docker load",
                 )
+            if stage.modes.get(number):
+                return _tree_modes(analyzer, f"{place} {step.title}", stage.modes[number])
             if step.kind == "remote":
                 return (
                     f"{place} {step.title} needs a network",
@@ -169,6 +173,17 @@ def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
                         pull_remedy(value, timeline.platform),
                     )
     return "", ""
+
+
+def _tree_modes(analyzer: Analyzer, said: str, modes: Mapping[str, int]) -> Tuple[str, str]:
+    """A COPY whose files have their modes from the image cannot be left to BuildKit, which would copy the tree's."""
+    shown = ", ".join(sorted(modes)[:3]) + (", ..." if len(modes) > 3 else "")
+    command = mend_command(analyzer.context.given_root, ((mend_mode(mode), path) for path, mode in modes.items()))
+    return (
+        f"not with modes: image, because {said} has to be built, and a build copies the modes of the tree: "
+        f"{len(modes)} of its files have others in the image ({shown})",
+        f"give the files on a file system with modes those of the image: {command}",
+    )
 
 
 def _because(stage: StageReuse) -> str:

@@ -4,20 +4,24 @@ Schema (``Plan.to_dict``), version 1::
 
     {"schema": 1, "project": str, "engine": str, "store": str, "changed": bool,
      "services": [{"service", "image", "action", "way", "reasons": [str], "files": [{"path", "kind", "what": [str],
-       "note"}], "dockerfile", "reused", "total", "start": {"line", "text"} | null, "evidence", "assumed": [str],
-       "ancestor", "image_before", "stages": [...]}]}
+       "note", "mend"}], "dockerfile", "reused", "total", "start": {"line", "text"} | null, "evidence",
+       "assumed": [str], "ancestor", "image_before", "stages": [...], "mend", "image_modes": [str],
+       "image_modes_total"}]}
 """
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
-__all__ = ["ACTIONS", "FileChange", "Plan", "ServicePlan", "StagePlan", "Start"]
+__all__ = ["ACTIONS", "FileChange", "Plan", "ServicePlan", "StagePlan", "Start", "mend_command"]
 
 SCHEMA = 1
 #: Files that are shown to an operator; the plan itself has them all.
 MOST_FILES = 20
+#: A command longer than this many characters is in the plan and not shown.
+MOST_COMMAND = 8000
 #: In the order of weight.
 ACTIONS = ("unchanged", "restart", "rebuild", "blocked")
 
@@ -30,12 +34,14 @@ class FileChange:
     :param kind: ``added``, ``changed`` or ``deleted``.
     :param what: of ``content``, ``mode``, ``owner``, ``type``, ``link``, ``xattrs``.
     :param note: ``only the mode differs``, ``only the line ends differ`` or nothing.
+    :param mend: the command, less the path, that gives the file the mode or the line ends that the image has.
     """
 
     path: str
     kind: str
     what: Tuple[str, ...] = ()
     note: str = ""
+    mend: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ class ServicePlan:
     :param evidence: the weakest evidence that the plan rests on: ``recorded``, ``observed`` or ``assumed``.
     :param assumed: what was assumed, in words.
     :param image_before: id of the image that the service's name stands for now, ``""`` if there is none.
+    :param mend: one shell command that gives all files the modes and line ends that the image has; it concerns those
+        that differ by mode, or by their line ends alone.
+    :param image_modes: the first of the ``image_modes_total`` paths whose mode is taken from the image.
     """
 
     service: str
@@ -91,6 +100,9 @@ class ServicePlan:
     ancestor: str = ""
     image_before: str = ""
     stages: Tuple[StagePlan, ...] = ()
+    mend: str = ""
+    image_modes: Tuple[str, ...] = ()
+    image_modes_total: int = 0
 
     @property
     def changed(self) -> bool:
@@ -145,6 +157,20 @@ class Plan:
         }
 
 
+def mend_command(root: str, wanted: Iterable[Tuple[str, str]]) -> str:
+    """One shell command for many files.
+
+    :param root: the build context.
+    :param wanted: command without a file's name, and path in the context; a pair without a command is left out.
+    """
+    by_command: Dict[str, List[str]] = {}
+    for command, path in wanted:
+        if command:
+            by_command.setdefault(command, []).append(shlex.quote(path))
+    parts = [f"{command} {' '.join(paths)}" for command, paths in sorted(by_command.items())]
+    return " && ".join([f"cd {shlex.quote(root)}", *parts]) if parts else ""
+
+
 def short(image_id: str) -> str:
     """``sha256:0123456789abcdef...`` -> ``0123456789ab``; nothing -> ``none``."""
     return image_id.rsplit(":", maxsplit=1)[-1][:12] if image_id else "none"
@@ -162,6 +188,13 @@ def describe(service: ServicePlan) -> List[str]:
     ]
     if len(service.files) > MOST_FILES:
         lines.append(f"  and {len(service.files) - MOST_FILES} more files")
+    if len(service.mend) > MOST_COMMAND:
+        lines.append("  to give the files what the image has: the command is long, see mend in the plan")
+    elif service.mend:
+        lines.append(f"  to give the files what the image has: {service.mend}")
+    if service.image_modes_total:
+        shown = ", ".join(service.image_modes[:3]) + (", ..." if service.image_modes_total > 3 else "")
+        lines.append(f"  modes taken from the image: {service.image_modes_total} ({shown})")
     if service.start is not None:
         lines.append(
             f"  reuses {service.reused} of {service.total} instructions; starts at "

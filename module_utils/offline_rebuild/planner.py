@@ -23,7 +23,7 @@ from .ignorefile import load as load_ignore
 from .image import Image, ImageStore, pull_remedy
 from .later import Later
 from .layers import EvidenceStore, LayerReader
-from .plan import Plan, ServicePlan, Start
+from .plan import MOST_COMMAND, MOST_FILES, Plan, ServicePlan, Start, mend_command
 from .records import RecordStore, StageRecord, write_atomic
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, canonical
@@ -41,6 +41,7 @@ class Settings:
     :param run_time: seconds since the epoch, given once by the controller for all hosts.
     :param trusting: the operator says that the tree is untouched (``prime``).
     :param cheapest: the cheapest way that may be taken: ``assemble``, ``thin graft`` or ``graft`` (tests force them).
+    :param modes: ``exact``, or ``image``: files that the ancestor holds keep their mode from there.
     """
 
     state_dir: str
@@ -50,6 +51,7 @@ class Settings:
     run_time: int = 0
     cheapest: str = "assemble"
     trusting: bool = False
+    modes: str = "exact"
 
 
 class Planner:
@@ -115,6 +117,9 @@ class Planner:
         target = analyzer.stage(analyzer.target)
         stages = tuple(analyzer.stage(index).to_plan() for index in analyzer.needed())
         start, dockerfile, reasons, files = self._first_change(analyzer)
+        moded = sorted(
+            {path for i in analyzer.needed() for found in analyzer.stage(i).modes.values() for path in found}
+        )
         common = ServicePlan(
             service=service.name,
             image=service.image,
@@ -129,6 +134,9 @@ class Planner:
             ancestor=target.alignment.image.name if target.alignment else "",
             image_before=before,
             stages=stages,
+            mend=self._mend(service.build, analyzer) if any(change.mend for change in files) else "",
+            image_modes=tuple(moded[:MOST_FILES]),
+            image_modes_total=len(moded),
         )
         found = target.alignment.image if target.alignment else None
         if (
@@ -144,7 +152,10 @@ class Planner:
             return replace(common, action="rebuild", way="graft", reasons=(f"labels changed: {', '.join(missing)}",))
         reason, remedy = blocked_reason(analyzer)
         if reason:
-            return replace(common, action="blocked", reasons=(reason, f"remedy: {remedy}"))
+            said = [reason, f"remedy: {remedy}"]
+            if common.mend and len(common.mend) <= MOST_COMMAND:
+                said.append(f"some files differ by mode or line ends alone; mended by: {common.mend}")
+            return replace(common, action="blocked", reasons=tuple(said))
         way = way_of(analyzer)
         if not reasons:
             reasons = (f"{found.name if found else service.image} holds this tree, {service.image} is another image",)
@@ -161,8 +172,19 @@ class Planner:
                 _, why_not = analyzer.thin(stage.timeline.index)
                 if why_not:
                     said.append(f"no thin layer: {why_not}")
+                if analyzer.modes == "image":
+                    said += [
+                        f"modes are the tree's and not the image's in line {copy.instruction.line} {copy.title}: "
+                        f"{'nothing in the image stands for it' if stage.alignment else 'there is no ancestor'}"
+                        for copy in analyzer.without_counterpart(stage)
+                    ]
                 return Start(step.instruction.line, step.title), name, tuple(said), stage.changes
         return None, name, (), ()
+
+    @staticmethod
+    def _mend(build: Build, analyzer: Analyzer) -> str:
+        changes = [change for index in analyzer.needed() for change in analyzer.differences(analyzer.stage(index))]
+        return mend_command(build.context, dict.fromkeys((change.mend, change.path) for change in changes))
 
     @staticmethod
     def _missing_labels(build: Build, image: Image) -> List[str]:
@@ -198,6 +220,7 @@ class Planner:
             least=self.settings.evidence,
             cheapest=self.settings.cheapest,
             trusting=self.settings.trusting,
+            modes=self.settings.modes,
         )
 
     @staticmethod
@@ -364,9 +387,8 @@ class Planner:
         layer, _ = analyzer.thin(stage.timeline.index)
         if layer is not None:  # one layer for several instructions: there is no cut between them
             positions[layer.start + 1 : layer.end] = [-1] * (layer.end - layer.start - 1)
-        keys, manifests = analyzer.keys(stage.timeline.index)
         stored: Dict[str, str] = {}
-        for place, manifest in manifests.items():
+        for place, manifest in stage.manifests.items():
             digest = manifest.digest()
             path = self.records.manifest_path(digest)
             if not os.path.exists(path):
@@ -381,10 +403,11 @@ class Planner:
                 triggers=tuple(((stage.base.config.get("config") or {}).get("OnBuild") or ()) if stage.base else ()),
                 boundary=found.boundary,
                 positions=tuple(positions),
-                keys=keys,
+                keys=stage.keys,
                 texts=tuple(canonical(step.instruction) for step in stage.timeline.steps),
                 manifests=stored,
                 images=analyzer.images_of(stage.timeline.index),
+                modes="image" if any(stage.modes.values()) else "exact",
             ),
         )
 
@@ -420,10 +443,9 @@ class Planner:
     def _recorded(self, analyzer: Analyzer, stage: StageReuse) -> bool:
         assert stage.alignment is not None
         image = stage.alignment.image
-        keys, _ = analyzer.keys(stage.timeline.index)
         images = analyzer.images_of(stage.timeline.index)
         known = self.records.of(image.id, image.config_digest)
-        return any(record.keys == keys and dict(record.images) == images for record in known)
+        return any(record.keys == stage.keys and dict(record.images) == images for record in known)
 
 
 def _check_build(service: Service, build: Build) -> None:

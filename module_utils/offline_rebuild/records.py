@@ -10,7 +10,11 @@ Schema of ``<state_dir>/records/<image id>.json``, version 1::
     {"schema": 1, "image": id, "config_digest": digest, "checksum": sha256 of the rest,
      "stages": [{"base": name, "base_id": id or "", "boundary": int, "positions": [int], "keys": [str],
                  "texts": [str], "manifests": {"<instruction index>": manifest digest},
-                 "triggers": [str] of the base's ONBUILD, "images": {"<name>": config digest, "" if it was not there}}]}
+                 "triggers": [str] of the base's ONBUILD, "images": {"<name>": config digest, "" if it was not there},
+                 "modes": "exact" or "image"}]}
+
+With ``modes: image`` keys and manifests have the modes that the image holds, not those of the tree: the record says
+what the image is, and a later run with ``exact`` compares its tree with that.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ class StageRecord:
     :param manifests: instruction index to digest of the manifest of what it took from the context.
     :param triggers: the base's ONBUILD triggers, which ran first.
     :param images: name to config digest of every other image that went in: ``--from``, mounts, bases of other stages.
+    :param modes: ``image``: some modes of the manifests were taken from the image, the tree had others.
     """
 
     base: str
@@ -46,6 +51,7 @@ class StageRecord:
     manifests: Mapping[str, str] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
     triggers: Tuple[str, ...] = ()
+    modes: str = "exact"
 
 
 def write_atomic(path: str, data: bytes) -> None:
@@ -99,6 +105,7 @@ class RecordStore:
                     manifests=dict(stage["manifests"]),
                     images=dict(stage.get("images") or {}),
                     triggers=tuple(stage.get("triggers") or ()),
+                    modes=str(stage.get("modes") or "exact"),
                 )
                 for stage in document["stages"]
             )

@@ -11,11 +11,11 @@ import hashlib
 import json
 import posixpath
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple, Union
 
 from .ancestry import Alignment, align
-from .context import Context, Manifest, diff
-from .copyset import compare, copy_set
+from .context import Context, Manifest, WithModes, diff
+from .copyset import CopySet, compare, copy_set
 from .dockerfile import Instruction, parse_trigger
 from .errors import OfflineRebuildError
 from .history import BUILDKIT_SUFFIX, NOP, STEP_COMMENT, THIN_COMMENT, config_at
@@ -73,6 +73,8 @@ class StageReuse:
     :param proven: number of instructions proven; 0 with an alignment means that the base is inside.
     :param alignment: where they lie, ``None`` if there is no ancestor.
     :param base: the base image, if it is present.
+    :param manifests: what each instruction takes from the context, by its place; in ``keys`` as well.
+    :param modes: by place, the paths of the context whose mode is taken from the image, with that mode.
     """
 
     timeline: Timeline
@@ -86,6 +88,7 @@ class StageReuse:
     keys: Tuple[str, ...] = ()
     manifests: Mapping[int, Manifest] = field(default_factory=dict)
     record: Optional[StageRecord] = None
+    modes: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -120,6 +123,7 @@ class Analyzer:
     :param cheapest: the cheapest way that may be taken: ``assemble``, ``thin graft`` (the last instruction is left to
         BuildKit) or ``graft`` (no thin layer).
     :param trusting: the operator says that the tree is untouched: what an image cannot show is taken for granted.
+    :param modes: ``image``: what a COPY wrote then keeps its mode, whatever the tree's is (else ``exact``).
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Analyzer:
         least: str = "assumed",
         cheapest: str = "assemble",
         trusting: bool = False,
+        modes: str = "exact",
     ) -> None:
         self.build = build
         self.context = context
@@ -143,12 +148,15 @@ class Analyzer:
         self.least = least
         self.cheapest = cheapest
         self.trusting = trusting
+        self.modes = modes
         self.outer = global_args(build)
         self.timelines: Tuple[Timeline, ...] = tuple(self._complete(t) for t in timelines(build))
         self.target = target_index(build)
         self._check_depth()
         self._stages: Dict[int, StageReuse] = {}
-        self._keys: Dict[int, Tuple[Tuple[str, ...], Dict[int, Manifest]]] = {}
+        self._inputs: Dict[int, Dict[int, Manifest]] = {}
+        self._keys: Dict[int, Tuple[str, ...]] = {}
+        self._modes: Dict[Tuple[Any, ...], Mapping[str, int]] = {}
         self._verdicts: Dict[Tuple[Any, ...], Verdict] = {}
         self._manifests: Dict[Tuple[str, ...], Manifest] = {}
         self._images: Dict[int, FrozenSet[str]] = {}
@@ -242,25 +250,190 @@ class Analyzer:
     def keys(self, index: int) -> Tuple[Tuple[str, ...], Dict[int, Manifest]]:
         """The chained keys of a stage's instructions, and the manifests of what they take from the context."""
         if index not in self._keys:
-            timeline = self.timelines[index]
-            chain = hashlib.sha256(json.dumps(["FROM", timeline.base, timeline.platform]).encode()).hexdigest()
-            keys: List[str] = []
+            self._keys[index] = self.chain(index, self.inputs(index), lambda stage: self.keys(stage)[0])
+        return self._keys[index], self.inputs(index)
+
+    def inputs(self, index: int) -> Dict[int, Manifest]:
+        """:returns: by place, the manifest of what an instruction takes from the context, as the tree is."""
+        if index not in self._inputs:
             manifests: Dict[int, Manifest] = {}
             env: Dict[str, str] = {}
-            for place, step in enumerate(timeline.steps):
-                parts: List[Any] = [chain, canonical(step.instruction), self._arg_values(step)]
+            for place, step in enumerate(self.timelines[index].steps):
                 self._follow(env, step)
                 sources = sources_of(step, self.build.lexer, env)
                 if sources:
                     manifests[place] = self._manifest(sources)
-                    parts.append(manifests[place].digest())
-                for stage in sorted(step.stages):
-                    own, _ = self.keys(stage)
-                    parts.append(own[-1] if own else self.timelines[stage].base)
-                chain = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-                keys.append(chain)
-            self._keys[index] = (tuple(keys), manifests)
-        return self._keys[index]
+            self._inputs[index] = manifests
+        return self._inputs[index]
+
+    def chain(
+        self, index: int, manifests: Mapping[int, Manifest], keys_of: Callable[[int], Tuple[str, ...]]
+    ) -> Tuple[str, ...]:
+        """:returns: the chained keys with these manifests, and these keys of the stages that are read."""
+        timeline = self.timelines[index]
+        chain = hashlib.sha256(json.dumps(["FROM", timeline.base, timeline.platform]).encode()).hexdigest()
+        keys: List[str] = []
+        for place, step in enumerate(timeline.steps):
+            parts: List[Any] = [chain, canonical(step.instruction), self._arg_values(step)]
+            if place in manifests:
+                parts.append(manifests[place].digest())
+            for stage in sorted(step.stages):
+                own = keys_of(stage)
+                parts.append(own[-1] if own else self.timelines[stage].base)
+            chain = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+            keys.append(chain)
+        return tuple(keys)
+
+    def _keys_beside(
+        self, index: int, alignment: Optional[Alignment], record: Optional[StageRecord], judged: bool = True
+    ) -> Tuple[Tuple[str, ...], Dict[int, Manifest], Dict[int, Mapping[str, int]]]:
+        """Keys, manifests and modes of a stage beside one ancestor: with ``modes: image`` its modes are in them.
+
+        :param judged: whether the stages that are read may be judged for it; not while candidates are ranked.
+        """
+        if self.modes == "exact":
+            return (*self.keys(index), {})
+        modes: Dict[int, Mapping[str, int]] = {}
+        manifests = dict(self.inputs(index))
+        for place, manifest in self.inputs(index).items():
+            found = self._modes_of(index, alignment, record, place)
+            if found:
+                modes[place] = found
+                manifests[place] = manifest.with_modes(found)
+
+        def keys_of(stage: int) -> Tuple[str, ...]:
+            return self.stage(stage).keys if judged else self.keys(stage)[0]
+
+        return self.chain(index, manifests, keys_of), manifests, modes
+
+    # -- what a COPY wrote then ---------------------------------------------------------------------------------------
+
+    def _then(
+        self, index: int, alignment: Optional[Alignment], record: Optional[StageRecord], place: int
+    ) -> Union[Manifest, int, None]:
+        """What is known of the files that a COPY of the context wrote into the ancestor.
+
+        :returns: the manifest of what it took, by the record; else the number of the layer that it made; ``None`` if
+            nothing in the ancestor stands for it.
+        """
+        step = self.timelines[index].steps[place]
+        if record is not None:
+            text = canonical(step.instruction)
+            there = place if place < len(record.texts) and record.texts[place] == text else -1
+            if there < 0 and record.texts.count(text) == 1:
+                there = record.texts.index(text)
+            raw = self.records.manifest(record.manifests.get(str(there)))
+            return None if raw is None else Manifest.from_json(raw)
+        if alignment is None:
+            return None
+        if place < alignment.matched:
+            entry = alignment.entry(place)
+            return entry.layer if entry is not None else None
+        texts = alignment.outcomes[place].created_by
+        later = [e.layer for e in alignment.image.history[alignment.positions[-1] :] if e.created_by in texts]
+        return later[0] if len(later) == 1 else None
+
+    def _modes_of(
+        self, index: int, alignment: Optional[Alignment], record: Optional[StageRecord], place: int
+    ) -> Mapping[str, int]:
+        """The paths of the context whose mode is another in the ancestor, as a COPY wrote it, and that mode."""
+        image = alignment.image.id if alignment is not None else ""
+        key = (index, place, image, alignment.positions if alignment else (), record.keys if record else ())
+        if key not in self._modes:
+            self._modes[key] = self._find_modes(index, alignment, record, place)
+        return self._modes[key]
+
+    def _find_modes(
+        self, index: int, alignment: Optional[Alignment], record: Optional[StageRecord], place: int
+    ) -> Mapping[str, int]:
+        step = self.timelines[index].steps[place]
+        if step.kind != "context":
+            return {}
+        then = self._then(index, alignment, record, place)
+        if isinstance(then, Manifest):
+            changes = diff(then, self.inputs(index)[place])
+            return {c.path: then[c.path].mode for c in changes if "mode" in c.what and then[c.path].type != "symlink"}
+        if then is None or alignment is None or step.instruction.flag("chmod"):
+            return {}  # a --chmod says what the modes are
+        reader = self.reader(alignment.image)
+        try:
+            wanted = self._copy_set(alignment, index, place, self.context, then - 1)
+        except OfflineRebuildError:
+            return {}  # a source is missing: said where the instruction is judged or built
+        found: Dict[str, int] = {}
+        doubtful = set()
+        for path, entry in wanted.entries.items():
+            have = reader.lookup(path, then)
+            if not entry.source or entry.type == "symlink" or have is None or have.type != entry.type:
+                continue
+            if found.setdefault(entry.source, have.mode) != have.mode:
+                doubtful.add(entry.source)
+        at = {e.source: e.mode for e in wanted.entries.values()}
+        return {path: mode for path, mode in found.items() if mode != at[path] and path not in doubtful}
+
+    def _copy_set(self, alignment: Alignment, index: int, place: int, tree: Any, below: int) -> CopySet:
+        """What a COPY writes now, over the ancestor's layers up to ``below``."""
+        reader = self.reader(alignment.image)
+        if place < len(alignment.states):
+            state = alignment.states[place]
+        else:
+            state = alignment.states[-1].copy()
+            for step in self.timelines[index].steps[len(alignment.states) - 1 : place]:
+                dispatch(state, step, self.build, self.outer)
+        return copy_set(
+            alignment.outcomes[place].expanded,
+            tree,
+            str(state.config.get("WorkingDir") or "/"),
+            lambda path: reader.lookup(path, below),
+            owner_lookup=lambda path: reader.content(path, below),
+            file=self.build.dockerfile.file,
+        )
+
+    def _context_with(self, modes: Mapping[str, int]) -> Any:
+        return WithModes(self.context, modes) if modes else self.context
+
+    def without_counterpart(self, stage: StageReuse) -> List[Step]:
+        """:returns: the COPYs of the context, after the reuse point, that nothing in the ancestor stands for."""
+        index, steps = stage.timeline.index, stage.timeline.steps
+        return [
+            steps[place]
+            for place in range(stage.proven, len(steps))
+            if steps[place].kind == "context"
+            and steps[place].instruction.sources
+            and self._then(index, stage.alignment, stage.record, place) is None
+        ]
+
+    def differences(self, stage: StageReuse) -> List[FileChange]:
+        """:returns: what differs from the ancestor, of all COPYs of the context and not of the first alone."""
+        index, found = stage.timeline.index, {}
+        for place, step in enumerate(stage.timeline.steps):
+            if stage.alignment is None or step.kind != "context" or place not in stage.manifests:
+                continue
+            then = self._then(index, stage.alignment, stage.record, place)
+            if isinstance(then, Manifest):
+                changes = self._between(then, stage.manifests[place])
+            elif then is None:
+                continue
+            else:
+                changes = self._with_layer(stage, place, then)
+            found.update({change.path: change for change in changes})
+        return [found[path] for path in sorted(found)]
+
+    def _with_layer(self, stage: StageReuse, place: int, layer: int) -> Tuple[FileChange, ...]:
+        assert stage.alignment is not None
+        index, reader = stage.timeline.index, self.reader(stage.alignment.image)
+        tree = self._context_with(stage.modes.get(place, {}))
+        try:
+            wanted = self._copy_set(stage.alignment, index, place, tree, layer - 1)
+        except OfflineRebuildError:
+            return ()
+        found = compare(wanted, reader.layer(layer), lambda path: reader.lookup(path, layer - 1))
+        chmod = stage.timeline.steps[place].instruction.flag("chmod")
+        return () if wanted.unsupported else tuple(replace(c, mend="") if chmod else c for c in found)
+
+    def _between(self, old: Manifest, new: Manifest) -> Tuple[FileChange, ...]:
+        changes = diff(old, new, self.context.only_line_ends)
+        return tuple(FileChange(c.path, c.kind, c.what, c.note, self.context.mend_of(c, old)) for c in changes)
 
     def _follow(self, env: Dict[str, str], step: Step) -> None:
         """Keep ``env`` at what the Dockerfile itself says for certain: no value that the base's could be in."""
@@ -329,8 +502,8 @@ class Analyzer:
                 best = judged if best.alignment is None else best
             elif best.alignment is None or self._worth(judged) > self._worth(best):
                 best = judged
-        keys, manifests = self.keys(index)
-        return replace(best, keys=keys, manifests=manifests)
+        keys, manifests, modes = self._keys_beside(index, best.alignment, best.record)
+        return replace(best, keys=keys, manifests=manifests, modes=modes)
 
     def _worth(self, judged: StageReuse) -> Tuple[int, bool, bool, int, bool]:
         """The more is proven the better; then an image that is just this; then the current one; then the longer
@@ -424,7 +597,7 @@ class Analyzer:
         best: Optional[StageRecord] = None
         most = (-1, -1)
         for record in self.records.of(image.id, image.config_digest):
-            common = _common(record.keys, self.keys(timeline.index)[0])
+            common = _common(record.keys, self._keys_beside(timeline.index, None, record, judged=False)[0])
             texts = _common(record.texts, [canonical(s.instruction) for s in timeline.steps])
             if (common, texts) > most:
                 best, most = record, (common, texts)
@@ -447,7 +620,7 @@ class Analyzer:
                 covered,
                 stage.proven,
                 self.reader(alignment.image),
-                self._source_of,
+                lambda place, expanded: self._source_of(stage, place, expanded),
                 lambda state, step: dispatch(state, step, self.build, self.outer),
                 self.build.dockerfile.file,
                 lambda place: self._manifests_of(stage, place),
@@ -469,10 +642,11 @@ class Analyzer:
             return None
         return Manifest.from_json(raw), stage.manifests[place]
 
-    def _source_of(self, step: Step, expanded: Optional[Instruction]) -> Any:
+    def _source_of(self, reuse: StageReuse, place: int, expanded: Optional[Instruction]) -> Any:
         """Where a COPY takes its files from, for a thin layer."""
+        step = reuse.timeline.steps[place]
         if step.kind == "context":
-            return self.context
+            return self._context_with(reuse.modes.get(place, {}))
         if step.kind == "stage":
             source = self.stage(step.source)
             if not source.whole or source.alignment is None or min(source.alignment.positions) < 0:
@@ -568,7 +742,7 @@ class Analyzer:
             trigger = self._hidden_trigger(alignment)
             if trigger:
                 return replace(candidate, alignment=None, reason=trigger)
-        keys, manifests = self.keys(timeline.index)
+        keys, manifests, _ = self._keys_beside(timeline.index, alignment, record)
         same_images, another = self._same_images(record, timeline)
         proven = min(_common(record.keys, keys), alignment.matched, len(record.positions) - 1, same_images)
         pairs = list(zip(alignment.positions, record.positions))
@@ -635,8 +809,7 @@ class Analyzer:
             return "the instruction is new or changed", ()
         raw = self.records.manifest(record.manifests.get(str(place)))
         if place in manifests and raw is not None:
-            found_changes = diff(Manifest.from_json(raw), manifests[place], self.context.only_line_ends)
-            changes = tuple(FileChange(c.path, c.kind, c.what, c.note) for c in found_changes)
+            changes = self._between(Manifest.from_json(raw), manifests[place])
             if changes:
                 return _files_reason(changes), changes
         if step.stages:
@@ -652,10 +825,11 @@ class Analyzer:
         workdir = str(alignment.states[place].config.get("WorkingDir") or "/")
         key = (timeline.index, place, layers, entry.created_by if entry else "", workdir)
         if key not in self._verdicts:
-            self._verdicts[key] = self._weigh(alignment, timeline.steps[place], place)
+            self._verdicts[key] = self._weigh(alignment, timeline, place)
         return self._verdicts[key]
 
-    def _weigh(self, alignment: Alignment, step: Step, place: int) -> Verdict:
+    def _weigh(self, alignment: Alignment, timeline: Timeline, place: int) -> Verdict:
+        step = timeline.steps[place]
         if step.kind in ("meta", "workdir"):
             return Verdict()
         if step.kind == "run":
@@ -666,14 +840,15 @@ class Analyzer:
                 return Verdict(said, unprovable=True)
             return Verdict(evidence="assumed", assumed=(f"line {step.instruction.line}: what the address gives",))
         if step.kind == "context":
-            return self._compare(alignment, place, self.context, "")
+            modes = self._modes_of(timeline.index, alignment, None, place) if self.modes == "image" else {}
+            return self._compare(alignment, timeline.index, place, self._context_with(modes), "")
         name = self.timelines[step.source].name or str(step.source) if step.kind == "stage" else step.source
         if step.kind == "stage":
             source = self.stage(step.source)
             if not source.whole or source.alignment is None:
                 return Verdict(f"stage {name} is not wholly inside an image of this host: {self._why_not(source)}")
             tree = self._tree(source.alignment.image, self._layers_of(source) - 1, alignment, place)
-            verdict = self._compare(alignment, place, tree, name)
+            verdict = self._compare(alignment, timeline.index, place, tree, name)
             return replace(
                 verdict, evidence=weakest(verdict.evidence, source.evidence), assumed=verdict.assumed + source.assumed
             )
@@ -682,9 +857,8 @@ class Analyzer:
             return Verdict(
                 evidence="assumed", assumed=(f"line {step.instruction.line}: --from={step.source} and its content",)
             )
-        return self._compare(
-            alignment, place, self._tree(image, len(image.diff_ids) - 1, alignment, place), step.source
-        )
+        tree = self._tree(image, len(image.diff_ids) - 1, alignment, place)
+        return self._compare(alignment, timeline.index, place, tree, step.source)
 
     def _tree(self, image: Image, upto: int, alignment: Alignment, place: int) -> ImageTree:
         return ImageTree(self.reader(image), upto, alignment.outcomes[place].expanded.sources)
@@ -713,30 +887,27 @@ class Analyzer:
                 return Verdict(f"it reads stage {name} through a mount, and there is no record of it", unprovable=True)
         return Verdict(evidence="assumed" if assumed else "observed", assumed=tuple(assumed))
 
-    def _compare(self, alignment: Alignment, place: int, tree: Any, origin: str) -> Verdict:
-        """Compare what COPY would write now with what the layer of then holds."""
+    def _compare(self, alignment: Alignment, index: int, place: int, tree: Any, origin: str) -> Verdict:
+        """Compare what COPY would write now with what the layer of then holds.
+
+        :param origin: the stage or image that the files are from; ``""`` for the context.
+        """
         entry = alignment.entry(place)
         if entry is None or entry.layer is None:
             return Verdict("the image has no layer of it")
         reader = self.reader(alignment.image)
         below = entry.layer - 1
-        workdir = str(alignment.states[place].config.get("WorkingDir") or "/")
         try:
-            wanted = copy_set(
-                alignment.outcomes[place].expanded,
-                tree,
-                workdir,
-                lambda path: reader.lookup(path, below),
-                owner_lookup=lambda path: reader.content(path, below),
-                file=self.build.dockerfile.file,
-            )
+            wanted = self._copy_set(alignment, index, place, tree, below)
         except OfflineRebuildError as error:
-            if tree is self.context:
+            if not origin:
                 raise  # the build would fail as well: said before anything is touched
             return Verdict(f"{origin} does not hold what it copies: {error.message}")
         if wanted.unsupported:
             return Verdict(f"it cannot be told what it would write: {wanted.unsupported}", unprovable=True)
         changes = tuple(compare(wanted, reader.layer(entry.layer), lambda path: reader.lookup(path, below)))
+        if origin or self.timelines[index].steps[place].instruction.flag("chmod"):
+            changes = tuple(replace(c, mend="") for c in changes)  # nothing in the tree would mend it
         if not changes:
             return Verdict()
         return Verdict(_files_reason(changes, origin), changes=changes)

@@ -42,6 +42,7 @@ class Request:
     health_checks: Sequence[Mapping[str, Any]] = ()
     gate_timeout: int = 120
     evidence: str = "assumed"
+    modes: str = "exact"
     state_dir: str = "/var/lib/offline-rebuild"
     keep_releases: int = 3
     change_id: str = ""
@@ -229,6 +230,7 @@ def settings_of(request: Request) -> Settings:
         state_dir=request.state_dir,
         build_args={key: str(value) for key, value in request.build_args.items()},
         evidence=request.evidence,
+        modes=request.modes,
         may_write=not request.check,
         run_time=request.run_time,
     )

@@ -16,6 +16,7 @@ import os
 import posixpath
 import tarfile
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .ancestry import Alignment
@@ -116,14 +117,14 @@ def plan_layer(
     steps: Sequence[Step],
     start: int,
     reader: LayerReader,
-    tree_of: Callable[[Step, Optional[Instruction]], Any],
+    tree_of: Callable[[int, Optional[Instruction]], Any],
     redo: Callable[[State, Step], Any],
     file: str,
     manifests_of: Callable[[int], Optional[Tuple[Manifest, Manifest]]] = lambda _: None,
 ) -> ThinLayer:
     """Plan the thin layer for the instructions from ``start`` up to the first RUN.
 
-    :param tree_of: the source of a COPY's files (context, or another image's), given the step and its expanded
+    :param tree_of: the source of a COPY's files (context, or another image's), given its place and its expanded
         instruction; raises :class:`Unsuited` where there is none.
     :param redo: dispatches a step on a state and returns its outcome.
     :param manifests_of: what a COPY took from the context for the ancestor, by its record, and what it takes now.
@@ -156,10 +157,11 @@ def plan_layer(
         if place >= matched and outcome.created_by:
             texts.append(outcome.created_by[0])
         if pair is not None and steps[place].kind == "context":
-            left_over = _apply_changes(wanted, outcome, workdir, reader, below, tree_of(steps[place], None), pair, file)
+            left_over = _apply_changes(wanted, outcome, workdir, reader, below, tree_of(place, None), pair, file)
             wanted.before = _after_copy(reader, below, len(layers), left_over)
         else:
-            _apply(wanted, steps[place], outcome, state, workdir, user, reader, below, tree_of, file)
+            source = partial(tree_of, place)
+            _apply(wanted, steps[place], outcome, state, workdir, user, reader, below, source, file)
     items, whiteouts = _difference(wanted, reader, below, len(layers), left_over)
     return ThinLayer(start, end, kept, len(layers), items, whiteouts, state, tuple(texts))
 
@@ -276,7 +278,7 @@ def _apply_changes(
 
 def _apply(
     wanted: _Wanted, step: Step, outcome: Any, state: State, workdir: str, user: str,
-    reader: LayerReader, below: int, tree_of: Callable[[Step, Optional[Instruction]], Any], file: str,
+    reader: LayerReader, below: int, tree_of: Callable[[Optional[Instruction]], Any], file: str,
 ) -> None:  # fmt: skip
     if step.kind == "meta":
         return
@@ -290,9 +292,7 @@ def _apply(
         made = wanted.entries.get(path)
         return made.read() if made is not None and made.type == "file" else reader.content(path, below - 1)
 
-    found = copy_set(
-        outcome.expanded, tree_of(step, outcome.expanded), workdir, wanted.get, owner_lookup=content, file=file
-    )
+    found = copy_set(outcome.expanded, tree_of(outcome.expanded), workdir, wanted.get, owner_lookup=content, file=file)
     if found.unsupported:
         raise Unsuited(found.unsupported)
     for path, entry in (*found.parents.items(), *found.entries.items()):

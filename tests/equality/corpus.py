@@ -38,7 +38,8 @@ class Edit:
 @dataclass
 class Case:
     """One case. ``observed`` is whether all its bases are on the air-gapped host (or there are none).
-    ``exports`` are stages that are brought as images; ``engines`` those it can be built with."""
+    ``exports`` are stages that are brought as images; ``engines`` those it can be built with; with ``modes: image`` the
+    air-gapped host's trees have lost theirs."""
 
     name: str
     directory: Path
@@ -51,6 +52,7 @@ class Case:
     engines: list[str]
     compose: bool
     observed: bool
+    modes: str
     edits: list[Edit]
 
     @property
@@ -73,7 +75,7 @@ def _case(path: Path) -> Case:
     raw = yaml.safe_load(path.read_text("utf-8"))
     fields = {
         "about", "prepare", "args", "target", "dockerfile", "secrets", "exports", "engines", "compose", "observed",
-        "untouched", "edits",
+        "modes", "untouched", "edits",
     }  # fmt: skip
     if set(raw) - fields:
         raise CorpusError(f"{path}: unknown keys {sorted(set(raw) - fields)}")
@@ -101,6 +103,7 @@ def _case(path: Path) -> Case:
         engines=list(raw.get("engines") or []),
         compose=bool(raw.get("compose")),
         observed=bool(raw.get("observed")),
+        modes=raw.get("modes", "exact"),
         edits=edits,
     )
 

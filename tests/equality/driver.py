@@ -168,10 +168,14 @@ class Offline:
         self.state = state
         self.images = ImageStore(self.docker)
         self.listed = dict(self.images._load_all())
+        self.modes = "exact"
 
     def case(self, case: dict[str, Any]) -> dict[str, Any]:
         """Per edit and mode (``fresh``: no record; ``primed``: the untouched tree was recorded) what came of it."""
         try:
+            self.modes = case["modes"]
+            if self.modes == "image":  # as a FAT stick leaves them
+                subprocess.run(["chmod", "-R", "0777", case["project"]], check=True)
             project = self.compose.load(self.docker, case["project"], project_name=case["name"])
         except self.error as error:
             return {"prime": {"error": str(error), "code": error.code}}
@@ -202,7 +206,12 @@ class Offline:
     def planner_for(self, edit: str, project: Any, state: str, evidence: str, cheapest: str = "assemble") -> Any:
         """A planner for one edit. All share what was read of the images: what is made is gone before the next."""
         settings = self.planner.Settings(
-            state_dir=state, build_args={}, evidence=evidence, may_write=True, cheapest=cheapest
+            state_dir=state,
+            build_args={},
+            evidence=evidence,
+            may_write=True,
+            cheapest=cheapest,
+            modes=self.modes,
         )
         made = self.planner.Planner(self.docker, project, settings, {edit})
         made.store = self.images

@@ -279,7 +279,7 @@ def _offline(host: Host, cases: list[Case]) -> dict[str, Any]:
     jobs = []
     for case in cases:
         edits = [{"name": edit.name, **_modes(case, edit)} for edit in case.edits]
-        jobs.append({"name": case.name, "project": f"{REMOTE}/{case.name}", "edits": edits})
+        jobs.append({"name": case.name, "project": f"{REMOTE}/{case.name}", "edits": edits, "modes": case.modes})
     found: dict[str, Any] = _driver(host, {"action": "rebuild", "state": STATE, "cases": jobs})
     return found
 

@@ -320,13 +320,11 @@ def test_each_difference_is_seen(tree: Path, path: str, change: Dict[str, Any], 
     assert [(c.path, c.kind, c.what, c.note) for c in found] == [want]
 
 
-def edited(
-    tree: Path, edit: Callable[[Path], Any], before: Optional[Before] = None, **more: Any
-) -> List[Tuple[Any, ...]]:
+def edited(tree: Path, edit: Callable[[Path], Any], before: Optional[Before] = None) -> List[Tuple[Any, ...]]:
     """Differences of ``COPY d /n/`` after an edit of the tree."""
     layer = layer_of(play(tree, "COPY d /n/", before))
     edit(tree)
-    found = compare(play(tree, "COPY d /n/", before), layer, {"": DIR, **(before or {})}.get, **more)
+    found = compare(play(tree, "COPY d /n/", before), layer, {"": DIR, **(before or {})}.get)
     return [(c.path, c.kind, c.what, c.note) for c in found]
 
 
@@ -345,17 +343,6 @@ def test_line_ends(tree: Path) -> None:
     assert edited(tree, lambda t: (t / "d/x").write_bytes(b"one\r\ntwo\r\n")) == note
     assert edited(tree, lambda t: (t / "d/x").write_bytes(b"one\ntwo\n")) == note
     assert edited(tree, lambda t: (t / "d/x").write_bytes(b"one\r\nTwo\r\n"))[0][3] == ""
-
-
-def test_modes_of_the_image(tree: Path) -> None:
-    def edit(t: Path) -> None:
-        (t / "d/x").chmod(0o777)
-        (t / "d/s").chmod(0o777)
-
-    assert len(edited(tree, edit)) == 2
-    (tree / "d/x").chmod(0o755)
-    assert edited(tree, edit, modes="image") == []
-    assert edited(tree, lambda t: (t / "d/x").write_text("!"), modes="image") == [("d/x", "changed", ("content",), "")]
 
 
 def test_what_else_is_in_the_layer(tree: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from module_utils.offline_rebuild.plan import FileChange, Plan, ServicePlan, Start, describe, short
+from module_utils.offline_rebuild.plan import FileChange, Plan, ServicePlan, Start, describe, mend_command, short
 
 UNCHANGED = ServicePlan("db", "db:1", "unchanged", image_before="sha256:" + "1" * 64)
 REBUILD = ServicePlan(
@@ -63,3 +64,17 @@ def test_the_diff_names_service_file_and_instruction_and_nothing_unchanged() -> 
 def test_a_blocked_service_says_why() -> None:
     assert describe(BLOCKED) == ["job: blocked", "  reason: it needs a network", "  reason: remedy: bring it in"]
     assert short("") == "none"
+
+
+def test_the_command_that_mends_and_the_modes_of_the_image_are_shown() -> None:
+    command = mend_command(
+        "/srv/a b", [("chmod 0644 --", "it's"), ("", "x"), ("chmod 0755 --", "y"), ("chmod 0644 --", "z")]
+    )
+    assert command == """cd '/srv/a b' && chmod 0644 -- 'it'"'"'s' z && chmod 0755 -- y"""
+    assert mend_command("/srv", [("", "x")]) == ""
+    service = replace(REBUILD, mend=command, image_modes=("a", "b", "c", "d"), image_modes_total=40)
+    lines = describe(service)
+    assert f"  to give the files what the image has: {command}" in lines
+    assert "  modes taken from the image: 40 (a, b, c, ...)" in lines
+    (line,) = [line for line in describe(replace(service, mend="x" * 9000)) if "what the image has" in line]
+    assert "see mend in the plan" in line
