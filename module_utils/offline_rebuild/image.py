@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from .cli import Docker, EngineInfo
 from .errors import OfflineRebuildError
+from .files import write_atomic
 from .later import Later
 
 __all__ = ["HistoryEntry", "Image", "ImageStore", "normal_ref", "sha256"]
@@ -126,10 +127,14 @@ class ImageStore:
     """Reads images of one engine. Reading changes nothing on the host.
 
     :param docker: the CLI.
+    :param folder: where configs that only ``docker save`` gives out are kept by digest; nowhere if empty.
+    :param may_write: whether they may be written there (not in check mode).
     """
 
-    def __init__(self, docker: Docker) -> None:
+    def __init__(self, docker: Docker, folder: str = "", may_write: bool = False) -> None:
         self.docker = docker
+        self._folder = folder
+        self._may_write = may_write
         self._listing: Optional[Later[Dict[str, Mapping[str, Any]]]] = Later(self._list)
         self.info: EngineInfo = docker.info()
         self.content_dir: Optional[str] = self._find_content_dir() if self.info.store == "containerd" else None
@@ -185,11 +190,36 @@ class ImageStore:
         data = self.inspect_of(ref)
         return None if data is None else self._read(data)
 
-    def all(self) -> List[Image]:
-        """:returns: every local image of this platform that can be read."""
+    def layers(self, image_id: str) -> Sequence[str]:
+        """:returns: the layers of an image by its id, bottom first; nothing if it is not there."""
+        data = self.inspect_of(image_id) or {}
+        return [str(digest) for digest in (data.get("RootFS") or {}).get("Layers") or []]
+
+    def all(
+        self, matters: Callable[[Mapping[str, Any], Sequence[str]], bool] = lambda _data, _texts: True
+    ) -> List[Image]:
+        """:returns: every local image of this platform that can be read.
+
+        :param matters: asked for an image that would have to be saved whole to be read (the engine's root is closed),
+            with its inspect data and the texts of its history; those that do not matter are left out.
+        """
         unique = {data["Id"]: data for data in self._load_all().values()}
-        images = (self._read(data) for data in unique.values())
+        images = (
+            self._read(data) for data in unique.values() if self._is_open(data) or matters(data, self.texts(data))
+        )
         return [image for image in images if image is not None]
+
+    def _is_open(self, data: Mapping[str, Any]) -> bool:
+        """Whether an image can be read without saving it."""
+        image_id = str(data["Id"])
+        if image_id in self._images or self.info.store == "containerd":
+            return True
+        return any(read_checked(path, image_id) is not None for path in self._config_paths(image_id))
+
+    def texts(self, data: Mapping[str, Any]) -> Sequence[str]:
+        """:returns: the texts of an image's history as the engine tells them, the oldest first."""
+        listed = self.docker.run("image", "history", "--no-trunc", "--format", "{{json .CreatedBy}}", str(data["Id"]))
+        return [str(text) for text in listed.json_lines()][::-1]
 
     def _read(self, data: Mapping[str, Any]) -> Optional[Image]:
         image_id = str(data["Id"])
@@ -219,17 +249,20 @@ class ImageStore:
     def _raw(self, image_id: str, data: Mapping[str, Any]) -> Tuple[Optional[bytes], Optional[Mapping[str, Any]]]:
         if self.info.store == "containerd":
             return self._raw_containerd(image_id, data)
-        path = os.path.join(
-            self.info.root,
-            "image",
-            self.info.driver,
-            "imagedb",
-            "content",
-            "sha256",
-            image_id.rsplit(":", maxsplit=1)[-1],
-        )
-        raw = read_checked(path, image_id)
-        return (raw if raw is not None else self._raw_saved(image_id)), None
+        for path in self._config_paths(image_id):
+            raw = read_checked(path, image_id)
+            if raw is not None:
+                return raw, None
+        raw = self._raw_saved(image_id)
+        if raw is not None and self._folder and self._may_write:
+            write_atomic(self._config_paths(image_id)[-1], raw)
+        return raw, None
+
+    def _config_paths(self, image_id: str) -> List[str]:
+        """Where an image's config may lie on the classic store, whose ids are the configs' digests."""
+        name = image_id.rsplit(":", maxsplit=1)[-1]
+        paths = [os.path.join(self.info.root, "image", self.info.driver, "imagedb", "content", "sha256", name)]
+        return paths + ([os.path.join(self._folder, name + ".json")] if self._folder else [])
 
     def _raw_containerd(
         self, image_id: str, data: Mapping[str, Any]

@@ -1,15 +1,16 @@
 """What an image's layers hold, read without changing anything on the host.
 
-Three sources, in this order:
+Four sources, in this order:
 
-* classic store with overlay2: each layer's directory, named by ``docker image inspect`` (``GraphDriver.Data``:
-  ``UpperDir`` is the top layer, ``LowerDir`` the others from upper to lower), read in place. Whiteouts are character
-  devices 0/0, an opaque directory carries ``trusted.overlay.opaque=y`` (kernel: Documentation/filesystems/overlayfs);
+* the list that was kept by diff_id when the layer was read before (:class:`EvidenceStore`);
+* the layer's directory, read in place (places.py tells where it is). Whiteouts are character devices 0/0, an opaque
+  directory carries ``trusted.overlay.opaque=y`` (kernel: Documentation/filesystems/overlayfs);
 * containerd store: the layer blobs of the content store, which the manifest's descriptors name, read as tar streams
   (OCI image-spec, layer.md: ``.wh.`` whiteouts and ``.wh..wh..opq``); both digests are checked while reading;
 * anything else: one ``docker save``, streamed; layers are known by the digest of their bytes.
 
-What was read can be kept by diff_id (:class:`EvidenceStore`).
+A layer is read only when a decision needs it: of a path, the upper layers are asked first, and those below one that
+has it are not asked at all.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import os
 import posixpath
 import stat
 from dataclasses import dataclass, field
-from typing import IO, Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import IO, Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .cli import Docker
 from .errors import OfflineRebuildError
+from .places import overlay_directories
 
 __all__ = [
     "EvidenceStore",
@@ -41,7 +43,6 @@ __all__ = [
 _CHUNK = 1 << 20
 #: continuity's fs.RootPath gives up after this many links (fs/path.go).
 _MAX_LINKS = 255
-_CAP_SYS_ADMIN = 21
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 #: A directory with one of these does not tell its contents in place (redirect_dir, metacopy, xattr whiteouts).
 _NOT_IN_PLACE = ("redirect", "metacopy", "whiteout")
@@ -357,46 +358,6 @@ def _read_directory(root: str, diff_id: str, prefix: str = "") -> Layer:
     return Layer(diff_id, entries, frozenset(whiteouts), frozenset(opaques))
 
 
-def _sees_trusted_xattrs() -> bool:
-    """Whether this process may read ``trusted.*`` (capabilities(7): CAP_SYS_ADMIN); without, opaqueness is unseen."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
-            for line in stream:
-                if line.startswith("CapEff:"):
-                    return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
-    except (OSError, ValueError, IndexError):
-        pass
-    return False
-
-
-def overlay_directories(inspect: Mapping[str, Any], count: int) -> Optional[List[str]]:
-    """The layers' directories, bottom first, or ``None`` if they cannot be read in place.
-
-    Ids are shifted under ``userns-remap`` and rootless engines: their directories are not used.
-
-    :param inspect: ``docker image inspect`` of the image.
-    :param count: the number of diff_ids; another number of directories is not understood.
-    """
-    driver = inspect.get("GraphDriver") or {}
-    data = driver.get("Data") or {}
-    if driver.get("Name") != "overlay2" or not data.get("UpperDir"):
-        return None
-    found = [data["UpperDir"]] + [d for d in str(data.get("LowerDir") or "").split(":") if d]
-    found.reverse()
-    if len(found) != count or not _sees_trusted_xattrs():
-        return None
-    store = os.path.dirname(os.path.dirname(found[0]))
-    engine_root = os.path.basename(os.path.dirname(store))
-    try:
-        if os.stat(store).st_uid != 0 or engine_root.replace(".", "").isdigit():
-            return None
-        if not all(stat.S_ISDIR(os.lstat(path).st_mode) for path in found):
-            return None
-    except OSError:
-        return None
-    return found
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading a layer's tar stream
 # ---------------------------------------------------------------------------------------------------------------------
@@ -604,7 +565,9 @@ class LayerReader:
     :param layer_descriptors: the manifest's layer descriptors, in the same order (containerd store).
     :param content_dir: ``<containerd root>/io.containerd.content.v1.content``.
     :param evidence: where lists are kept.
-    :param may_write: whether they may be written there (never in check mode).
+    :param may_write: whether they may be written there (never in check mode: what a check reads, the next one reads
+        again).
+    :param places: asked once, when a layer's own directory is not known: further directories by index of the layer.
     """
 
     def __init__(
@@ -616,6 +579,7 @@ class LayerReader:
         content_dir: Optional[str] = None,
         evidence: Optional[EvidenceStore] = None,
         may_write: bool = False,
+        places: Optional[Callable[[Sequence[str]], Mapping[int, str]]] = None,
     ) -> None:
         self._docker = docker
         self._inspect = image_inspect
@@ -624,10 +588,11 @@ class LayerReader:
         self._content_dir = content_dir
         self._evidence = evidence
         self._may_write = may_write
-        self._directories = overlay_directories(image_inspect, len(self.diff_ids))
+        self._directories = dict(enumerate(overlay_directories(image_inspect, len(self.diff_ids)) or ()))
+        self._places = places
         self._layers: Dict[int, Layer] = {}
         self._implied: Dict[int, FrozenSet[str]] = {}
-        self._stacks: Dict[Tuple[str, int], Tuple[int, ...]] = {}
+        self._stacks: Dict[Tuple[str, int], _Lazily] = {}
         self._looked: Dict[Tuple[str, int], Optional[LayerEntry]] = {}
         self._saved: Dict[str, Layer] = {}
         self._contents: Dict[str, bytes] = {}
@@ -636,7 +601,13 @@ class LayerReader:
     @property
     def in_place(self) -> bool:
         """:returns: whether layers are read from the engine's own directories."""
-        return self._directories is not None
+        return all(self._directory(index) for index in range(len(self.diff_ids)))
+
+    def _directory(self, index: int) -> Optional[str]:
+        if index not in self._directories and self._places is not None:
+            self._directories.update(self._places(self.diff_ids))
+            self._places = None
+        return self._directories.get(index)
 
     # -- layers --------------------------------------------------------------------------------------------------
 
@@ -648,6 +619,11 @@ class LayerReader:
         if index not in self._layers:
             self._layers[index] = self._read(index)
         return self._layers[index]
+
+    def remember(self, index: int) -> None:
+        """Keep a layer that was read, so that no later plan reads it again; nothing in check mode."""
+        if self._evidence is not None and self._may_write and self.diff_ids[index] not in self._kept:
+            self.record(index)
 
     def record(self, index: int) -> Layer:
         """The layer with every content digest, kept in the evidence store if that is allowed."""
@@ -670,9 +646,10 @@ class LayerReader:
         if kept is not None:
             self._kept.add(diff_id)
             return self._with_sources(kept, index)
-        if self._directories is not None:
+        directory = self._directory(index)
+        if directory is not None:
             try:
-                return _read_directory(self._directories[index], diff_id)
+                return _read_directory(directory, diff_id)
             except (_NotInPlace, OSError):
                 self._leave_directories()
         layer = self._read_blob(index)
@@ -683,16 +660,18 @@ class LayerReader:
 
     def _leave_directories(self) -> None:
         """In place reading turned out not to be exact: forget what was learnt by it."""
-        self._directories = None
+        self._directories, self._places = {}, None
         self._layers.clear()
         self._stacks.clear()
         self._looked.clear()
 
     def _with_sources(self, layer: Layer, index: int) -> Layer:
         """Kept lists may lack digests: give the entries the place where the content is."""
-        if self._directories is None:
+        if all(e.type != "file" or e.digest is not None for e in layer.entries.values()):
             return layer
-        root = self._directories[index]
+        root = self._directory(index)
+        if root is None:
+            return layer
         for path, entry in layer.entries.items():
             if entry.type == "file" and not entry.source:
                 object.__setattr__(entry, "source", os.path.join(root, path))
@@ -813,15 +792,15 @@ class LayerReader:
                 return entry
         return LayerEntry("dir", 0o755)
 
-    def _stack(self, folder: str, upto: int) -> Tuple[int, ...]:
+    def _stack(self, folder: str, upto: int) -> Iterable[int]:
         """The layers, upper first, whose directory ``folder`` shows after ``upto``."""
         key = (folder, upto)
         if key not in self._stacks:
-            self._stacks[key] = tuple(self._find_stack(folder, upto))
+            self._stacks[key] = _Lazily(self._find_stack(folder, upto))
         return self._stacks[key]
 
     def _find_stack(self, folder: str, upto: int) -> Iterator[int]:
-        above = range(upto, -1, -1) if folder == "" else self._stack(folder.rpartition("/")[0], upto)
+        above: Iterable[int] = range(upto, -1, -1) if folder == "" else self._stack(folder.rpartition("/")[0], upto)
         for index in above:
             state, entry = self._peek(index, folder)
             if state == "gone" or (state == "here" and entry is not None and entry.type != "dir"):
@@ -834,9 +813,10 @@ class LayerReader:
 
     def _peek(self, index: int, path: str) -> Tuple[str, Optional[LayerEntry]]:
         """One layer's word on a path: ``here``, ``gone`` (whiteout), ``implied`` (a parent not listed), ``absent``."""
-        if self._directories is not None and index not in self._layers:
+        directory = None if index in self._layers else self._directory(index)
+        if directory is not None:
             try:
-                return self._peek_directory(self._directories[index], path)
+                return self._peek_directory(directory, path)
             except _NotInPlace:
                 self._leave_directories()
         layer = self.layer(index)
@@ -861,8 +841,9 @@ class LayerReader:
         return "here", _entry_of(full, info)[0]
 
     def _is_opaque(self, index: int, path: str) -> bool:
-        if self._directories is not None and index not in self._layers:
-            return _xattrs(os.path.join(self._directories[index], path) if path else self._directories[index])[1]
+        directory = None if index in self._layers else self._directory(index)
+        if directory is not None:
+            return _xattrs(os.path.join(directory, path) if path else directory)[1]
         return path in self.layer(index).opaques
 
     def _implied_folders(self, index: int) -> FrozenSet[str]:
@@ -940,15 +921,16 @@ class LayerReader:
             return {}
         merged: Dict[str, LayerEntry] = {}
         if top.type == "dir":
-            for index in reversed(self._stack(prefix, upto)):
+            for index in reversed(tuple(self._stack(prefix, upto))):
                 _lay(merged, self._part(index, prefix))
         merged[prefix] = top
         return dict(sorted(merged.items()))
 
     def _part(self, index: int, prefix: str) -> Layer:
-        if self._directories is not None and index not in self._layers:
+        directory = None if index in self._layers else self._directory(index)
+        if directory is not None:
             try:
-                return _read_directory(self._directories[index], self.diff_ids[index], prefix)
+                return _read_directory(directory, self.diff_ids[index], prefix)
             except _NotInPlace:
                 self._leave_directories()
         layer = self.layer(index)
@@ -961,6 +943,35 @@ class LayerReader:
             frozenset(p for p in layer.whiteouts if p.startswith(start)),
             frozenset(p for p in layer.opaques if p == prefix or p.startswith(start)),
         )
+
+
+class _Lazily:
+    """The values of an iterator, asked for once and only as far as somebody looks; its error is raised each time."""
+
+    def __init__(self, values: Iterator[int]) -> None:
+        self._values = values
+        self._known: List[int] = []
+        self._error: Optional[Exception] = None
+        self._done = False
+
+    def __iter__(self) -> Iterator[int]:
+        place = 0
+        while True:
+            if place == len(self._known):
+                if self._error is not None:
+                    raise self._error
+                if self._done:
+                    return
+                try:
+                    self._known.append(next(self._values))
+                except StopIteration:
+                    self._done = True
+                    return
+                except Exception as error:
+                    self._error = error
+                    raise
+            yield self._known[place]
+            place += 1
 
 
 def _lay(merged: Dict[str, LayerEntry], layer: Layer) -> None:

@@ -19,17 +19,19 @@ from .context import Context, diff
 from .derive import blocked_reason, derive, remaining, way_of
 from .dockerfile import parse
 from .errors import OfflineRebuildError
+from .files import write_atomic
 from .ignorefile import load as load_ignore
 from .image import Image, ImageStore, pull_remedy
 from .later import Later
 from .layers import EvidenceStore, LayerReader
+from .places import RunningLayers
 from .plan import MOST_COMMAND, MOST_FILES, Plan, ServicePlan, Start, mend_command
-from .records import RecordStore, StageRecord, write_atomic
+from .records import RecordStore, StageRecord
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, canonical
 from .statindex import StatIndex
 
-__all__ = ["Planner", "Settings"]
+__all__ = ["Planner", "Settings", "image_store"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Settings:
     modes: str = "exact"
 
 
+def image_store(docker: Docker, settings: Settings) -> ImageStore:
+    """:returns: the local images, as a run with these settings reads them."""
+    return ImageStore(docker, os.path.join(settings.state_dir, "configs"), settings.may_write)
+
+
 class Planner:
     """Plans one project on one host, and makes the images of the plan."""
 
@@ -69,9 +76,10 @@ class Planner:
         self.project = project
         self.services = [s for s in project.services if not wanted or s.name in wanted]
         self.settings = settings
-        self.store = store if store is not None else ImageStore(docker)
+        self.store = store if store is not None else image_store(docker, settings)
         self.records = RecordStore(settings.state_dir)
         self.evidence = EvidenceStore(os.path.join(settings.state_dir, "layers"))
+        self._running = RunningLayers(docker, self.store.layers) if self.store.content_dir is not None else None
         self._readers: Dict[str, LayerReader] = {}
         self._analyzers: Dict[str, Analyzer] = {}
         self._contexts: Dict[Tuple[str, str], Context] = {}
@@ -268,6 +276,7 @@ class Planner:
                 self.store.content_dir,
                 self.evidence,
                 self.settings.may_write,
+                self._running,
             )
         return self._readers[image.id]
 

@@ -25,7 +25,9 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-__all__ = ["RecordStore", "StageRecord", "write_atomic"]
+from .files import write_atomic
+
+__all__ = ["RecordStore", "StageRecord"]
 
 SCHEMA = 1
 
@@ -54,17 +56,6 @@ class StageRecord:
     modes: str = "exact"
 
 
-def write_atomic(path: str, data: bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, also after a crash."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    partial = f"{path}.{os.getpid()}.tmp"
-    with open(partial, "wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(partial, path)
-
-
 def _checksum(document: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in document.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
@@ -85,6 +76,10 @@ class RecordStore:
         if image_id not in self._cache:
             self._cache[image_id] = self._read(image_id, config_digest)
         return self._cache[image_id]
+
+    def has(self, image_id: str) -> bool:
+        """:returns: whether there is a record of an image, sound or not."""
+        return os.path.exists(self._path(image_id))
 
     def _read(self, image_id: str, config_digest: str) -> Tuple[StageRecord, ...]:
         try:

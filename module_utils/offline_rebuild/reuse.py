@@ -187,7 +187,7 @@ class Analyzer:
 
     def _recorded_triggers(self, base: str) -> Sequence[str]:
         """The ONBUILD triggers of a base that is not here, as a record has them from when it was."""
-        for image in self.store.all():
+        for image in self.store.all(lambda data, _: self.records.has(str(data["Id"]))):
             for record in self.records.of(image.id, image.config_digest):
                 if record.base == base and record.triggers:
                     return record.triggers
@@ -235,6 +235,22 @@ class Analyzer:
         if not any(path in wanted.entries for path, found in layer.entries.items() if found.type != "dir"):
             return False
         return bool(compare(wanted, layer, lambda path: reader.lookup(path, below)))
+
+    def images(self) -> List[Image]:
+        """:returns: the images of this host that may be an ancestor."""
+        return self.store.all(self._matters)
+
+    def _matters(self, data: Mapping[str, Any], texts: Sequence[str]) -> bool:
+        """Whether an image that has to be saved whole to be read may be an ancestor: it is the service's own, or has a
+        record, or shows a text of one of the stages."""
+        if self._is_own(str(data["Id"]), data.get("RepoTags") or ()) or self.records.has(str(data["Id"])):
+            return True
+        shown = [" ".join(text.split()) for text in texts]
+        for timeline in self.timelines:
+            sure = [text for text in map(_sure_text, timeline.steps) if text]
+            if not sure or any(text in entry for text in sure for entry in shown):
+                return True
+        return False
 
     def base_of(self, timeline: Timeline) -> Optional[Image]:
         """:returns: the base image of a stage if it is on the host, in the right platform."""
@@ -494,9 +510,8 @@ class Analyzer:
         base = self.base_of(timeline)
         best = StageReuse(timeline, None, 0, "no image on this host holds its beginning", "", (), (), base)
         for candidate in self._candidates(timeline, base):
-            assert candidate.alignment is not None
-            if best.alignment is not None and candidate.alignment.matched < best.proven:
-                break
+            if best.alignment is not None and self._at_best(candidate) <= self._worth(best):
+                continue  # its layers need not be read
             judged = self._prove(candidate)
             if judged.alignment is None:
                 best = judged if best.alignment is None else best
@@ -517,12 +532,17 @@ class Analyzer:
         preferred = exact and self._is_preferred(alignment.image)
         return (judged.proven, exact, preferred, alignment.matched, not made_here(alignment.image))
 
+    def _at_best(self, candidate: StageReuse) -> Tuple[int, bool, bool, int, bool]:
+        """:returns: the worth of a candidate if all of its text were proven."""
+        assert candidate.alignment is not None
+        return self._worth(replace(candidate, proven=candidate.alignment.matched))
+
     def _is_preferred(self, image: Image) -> bool:
         return bool((set(image.refs) | {image.id}) & set(self.preferred))
 
     def _candidates(self, timeline: Timeline, base: Optional[Image]) -> List[StageReuse]:
         found: List[StageReuse] = []
-        for image in self.store.all():
+        for image in self.images():
             if image.refs and all(ref.startswith("127.0.0.1:9/") for ref in image.refs):
                 continue
             if not same_platform(image.platform, timeline.platform):
@@ -534,8 +554,23 @@ class Analyzer:
                 found.append(StageReuse(timeline, alignment, 0, "", "", (), (), base))
         if base is None and timeline.base != "scratch":
             found = self._related(found, timeline)
+        found = self._nearest(found, timeline)
         found.sort(key=self._rank)
         return found
+
+    def _nearest(self, found: Sequence[StageReuse], timeline: Timeline) -> List[StageReuse]:
+        """Without the images of other names that have no record and no more of the stage's text than the service's own.
+
+        Images of one kind have the same Dockerfile and the same base, so each of them would be read whole at each plan,
+        in the hope that it holds just this tree.
+        """
+        near = [c for c in found if self._is_near(c, timeline)]
+        most = max((c.alignment.matched for c in near if c.alignment), default=-1)
+        return [c for c in found if c in near or (c.alignment is not None and c.alignment.matched > most)]
+
+    def _is_near(self, candidate: StageReuse, timeline: Timeline) -> bool:
+        image = candidate.alignment.image if candidate.alignment else None
+        return image is not None and (self._is_own(image.id, image.refs) or self._record(image, timeline) is not None)
 
     def _related(self, found: Sequence[StageReuse], timeline: Timeline) -> List[StageReuse]:
         """With the base not here, the candidates that are known to stand on it.
@@ -546,13 +581,23 @@ class Analyzer:
         speaks, and no assumption is made about others.
         """
         recorded = [c for c in found if self._record(c.alignment.image, timeline) is not None]  # type: ignore[union-attr]
-        own = [c for c in found if c.alignment is not None and self._is_own(c.alignment.image)]
+        own = [
+            c for c in found if c.alignment is not None and self._is_own(c.alignment.image.id, c.alignment.image.refs)
+        ]
         anchor = self._base_layers(own)
         if anchor is None and timeline.index != self.target and timeline.base == self.timelines[self.target].base:
             anchor = self._base_layers(
-                [c for c in self._candidates_of_target() if c.alignment and self._is_own(c.alignment.image)]
+                [
+                    c
+                    for c in self._candidates_of_target()
+                    if c.alignment and self._is_own(c.alignment.image.id, c.alignment.image.refs)
+                ]
             )
-        mine = [image for image in self.store.all() if self._is_own(image)] if timeline.index == self.target else []
+        mine = (
+            [image for image in self.images() if self._is_own(image.id, image.refs)]
+            if timeline.index == self.target
+            else []
+        )
         # An own image that has a record, or whose base is not certain, forbids to assume anything of others.
         speaks = any(self.records.of(image.id, image.config_digest) for image in mine) or (
             anchor is None and bool(mine)
@@ -581,16 +626,18 @@ class Analyzer:
         best = max(alignments, key=lambda a: a.matched)
         return best.image.diff_ids[: best.layers_before(0)]
 
-    def _is_own(self, image: Image) -> bool:
-        """Whether the image has a name of the service's repository, whatever its tag."""
+    def _is_own(self, image_id: str, refs: Sequence[str]) -> bool:
+        """Whether an image has a name of the service's repository, whatever its tag."""
         names = {name.rsplit(":", 1)[0] for name in self.preferred}
-        return bool(names & {ref.rsplit(":", 1)[0] for ref in image.refs}) or image.id in self.preferred
+        return bool(names & {ref.rsplit(":", 1)[0] for ref in refs}) or image_id in self.preferred
 
-    def _rank(self, candidate: StageReuse) -> Tuple[int, bool, bool, str]:
+    def _rank(self, candidate: StageReuse) -> Tuple[bool, int, bool, bool, str]:
+        """Those with a record first: they are proven without reading a layer, and often none has to be read then."""
         alignment = candidate.alignment
         assert alignment is not None
         image = alignment.image
-        return (-alignment.matched, made_here(image), not self._is_preferred(image), image.id)
+        unrecorded = self._record(image, candidate.timeline) is None
+        return (unrecorded, -alignment.matched, made_here(image), not self._is_preferred(image), image.id)
 
     def _record(self, image: Image, timeline: Timeline) -> Optional[StageRecord]:
         """The record that fits a stage best: same base name, most keys in common."""
@@ -906,6 +953,7 @@ class Analyzer:
         if wanted.unsupported:
             return Verdict(f"it cannot be told what it would write: {wanted.unsupported}", unprovable=True)
         changes = tuple(compare(wanted, reader.layer(entry.layer), lambda path: reader.lookup(path, below)))
+        reader.remember(entry.layer)
         if origin or self.timelines[index].steps[place].instruction.flag("chmod"):
             changes = tuple(replace(c, mend="") for c in changes)  # nothing in the tree would mend it
         if not changes:
@@ -916,6 +964,17 @@ class Analyzer:
 def made_here(image: Image) -> bool:
     """:returns: whether a thin layer or our own history entries are in the image."""
     return any(entry.comment in (STEP_COMMENT, THIN_COMMENT) for entry in image.history)
+
+
+def _sure_text(step: Step) -> str:
+    """A text that an image with this instruction has in its history, whoever built it; empty if none is sure."""
+    instruction = step.instruction
+    if instruction.keyword not in ("RUN", "ENV", "WORKDIR", "COPY", "ADD") or "$" in instruction.text:
+        return ""
+    if instruction.is_json or instruction.heredocs or any(char in instruction.text for char in "\"'\\"):
+        return ""
+    words = [word for word in instruction.text.split()[1:] if not word.startswith("--")]
+    return " ".join(words[-1:] if instruction.keyword in ("COPY", "ADD", "WORKDIR") else words)
 
 
 def selection(whole: Manifest, sources: Sequence[str]) -> Manifest:

@@ -15,10 +15,9 @@ from . import compose, transaction
 from .cli import Docker, EngineInfo, parse_version
 from .compose import Project
 from .errors import OfflineRebuildError
-from .image import ImageStore
 from .later import Later
 from .plan import Plan, ServicePlan
-from .planner import Planner, Settings
+from .planner import Planner, Settings, image_store
 from .presence import Need, needs
 
 __all__ = ["Outcome", "Request", "execute", "survey"]
@@ -115,7 +114,7 @@ def _execute(request: Request) -> Outcome:
             "set offline_rebuild_project_src to the tree on this host, or offline_rebuild_project_push to send one",
             file=request.project_src,
         )
-    store = Later(lambda: ImageStore(docker))
+    store = Later(lambda: image_store(docker, settings_of(request)))
     later_info = Later(docker.require)
     project = Later(lambda: open_project(docker, request))
     info = later_info.result()

@@ -65,7 +65,7 @@ def test_every_way_of_reading_agrees(docker: Docker, tmp_path: Path) -> None:
     try:
         direct = copy_round.reader_of(docker, tag)
         saved = LayerReader(docker, docker.inspect("image", [tag])[0], direct.diff_ids)
-        saved._directories = None  # as on a host whose directories cannot be read
+        saved._directories = {}  # as on a host whose directories cannot be read
         store = str(tmp_path / "evidence")
         keeping = copy_round.reader_of(docker, tag, store)
         for index in range(len(direct.diff_ids)):

@@ -155,6 +155,32 @@ def test_a_closed_engine_root_and_docker_save(tmp_path: Path, script: str, reada
     assert (store.find("a:1") is not None) == readable
 
 
+def test_only_what_matters_is_saved(tmp_path: Path) -> None:
+    """With the engine's root closed: which images are streamed whole, and that one is so once."""
+    raws = {name: json.dumps(made_config(f"FROM scratch\nENV A={name}\n")).encode() for name in ("a", "b")}
+    saved = tmp_path / "saved"
+    inspect, history, save = "", "", ""
+    for name, raw in raws.items():
+        (tmp_path / name).write_bytes(tar_of({sha256(raw).split(":")[1] + ".json": raw.decode()}))
+        inspect += ("," if inspect else "") + json.dumps({"Id": sha256(raw), "RepoTags": [name + ":1"], "RootFS": {}})
+        history += f"*{sha256(raw)}) echo '\"ENV A={name}\"';; "
+        save += f"*{sha256(raw)}) echo {name} >> {saved}; cat {tmp_path}/{name};; "
+    info = json.dumps({"ServerVersion": "20.10.24", "Driver": "overlay2", "DockerRootDir": str(tmp_path / "closed")})
+    cli = tmp_path / "docker"
+    ids = " ".join(map(sha256, raws.values()))
+    cli.write_text(
+        f"#!/bin/sh\ncase \"$*\" in\ninfo*) echo '{info}';; 'image ls'*) echo {ids};;\n"
+        f"'image inspect'*) echo '[{inspect}]';; 'image history'*) case \"$*\" in {history} esac;;\n"
+        f'save*) case "$*" in {save} esac;; *) exit 9;; esac\n'
+    )
+    cli.chmod(0o755)
+    for may_write in (False, True, True):
+        store = ImageStore(Docker(str(cli)), str(tmp_path / "configs"), may_write)
+        found = store.all(lambda data, texts: texts == ["ENV A=b"] and data["RepoTags"] == ["b:1"])
+        assert [image.name for image in found] == ["b:1"]
+    assert saved.read_text().split() == ["b", "b"]  # in check mode nothing is kept
+
+
 def test_history_that_does_not_add_up_is_none() -> None:
     config = made_config("FROM scratch\nCOPY a /a\nCMD x\nCOPY b /b\n")
     assert [entry.layer for entry in parse_history(config)] == [0, None, 1]

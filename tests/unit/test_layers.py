@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from module_utils.offline_rebuild import layers
+from module_utils.offline_rebuild import places
 from module_utils.offline_rebuild.cli import Docker
 from module_utils.offline_rebuild.errors import OfflineRebuildError
 from module_utils.offline_rebuild.layers import (
@@ -357,20 +357,20 @@ def test_what_cannot_be_read_in_place_is_not(tmp_path: Path, name: str) -> None:
 
 def test_directories_that_are_not_used(tmp_path: Path) -> None:
     _, inspect = overlay(tmp_path, 2)
-    assert layers.overlay_directories(inspect, 3) is None
-    assert layers.overlay_directories({**inspect, "GraphDriver": {"Name": "btrfs", "Data": {}}}, 2) is None
-    assert layers.overlay_directories({"GraphDriver": None}, 2) is None
+    assert places.overlay_directories(inspect, 3) is None
+    assert places.overlay_directories({**inspect, "GraphDriver": {"Name": "btrfs", "Data": {}}}, 2) is None
+    assert places.overlay_directories({"GraphDriver": None}, 2) is None
     _, shifted = overlay(tmp_path / "100000.100000", 1)
     data = shifted["GraphDriver"]["Data"]
     data["UpperDir"] = data["UpperDir"].replace("/docker/overlay2", "/overlay2")
     Path(data["UpperDir"]).mkdir(parents=True)
-    assert layers.overlay_directories(shifted, 1) is None  # ids are shifted under userns-remap
+    assert places.overlay_directories(shifted, 1) is None  # ids are shifted under userns-remap
 
 
 def test_no_trusted_attributes_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, inspect = overlay(tmp_path, 1)
-    monkeypatch.setattr(layers, "_sees_trusted_xattrs", lambda: False)
-    assert layers.overlay_directories(inspect, 1) is None
+    monkeypatch.setattr(places, "_sees_trusted_xattrs", lambda: False)
+    assert places.overlay_directories(inspect, 1) is None
 
 
 # -- evidence ---------------------------------------------------------------------------------------------------
@@ -456,3 +456,76 @@ def test_evidence_spares_the_reading(tmp_path: Path) -> None:
     )
     with pytest.raises(OfflineRebuildError):
         third.layer(0)
+
+
+def test_a_layer_below_the_answer_is_not_read(tmp_path: Path) -> None:
+    below: Sequence[Item] = [("app", "d", 0o700, ""), ("app/old", "f", 0o644, "1")]
+    reader = store_of(tmp_path, [below, [("app", "d", 0o755, ""), ("app/new", "f", 0o644, "2")]])
+    os.unlink(reader._blob(0)[0])  # type: ignore[index]
+    found = reader.lookup("app", 1), reader.lookup("app/new", 1)
+    assert [entry and (entry.type, entry.mode) for entry in found] == [("dir", 0o755), ("file", 0o644)]
+    for _ in range(2):  # and a failure is not forgotten: the lower layer never counts as having nothing
+        with pytest.raises(OfflineRebuildError):
+            reader.lookup("app/old", 1)
+
+
+def test_a_read_layer_is_remembered_unless_it_is_a_check(tmp_path: Path) -> None:
+    folders, inspect = overlay(tmp_path, 1)
+    (folders[0] / "file").write_text("content")
+    diff_ids = [f"sha256:{0:064x}"]
+    store = EvidenceStore(str(tmp_path / "kept"))
+    for may_write in (False, True):
+        reader = LayerReader(Docker("false"), inspect, diff_ids, evidence=store, may_write=may_write)
+        reader.remember(0)
+        kept = store.load(diff_ids[0])
+        assert (kept is not None) == may_write
+    assert kept is not None
+    assert kept.entries["file"].digest == sha(b"content")
+
+
+ID = "e29b54673665ea376b92452e1435d6a0012ef269b3d76e1502ba58454295a943"
+SNAPSHOTS = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "want"),
+    [
+        ("overlay", f"rw,lowerdir={SNAPSHOTS}/3/fs:{SNAPSHOTS}/1/fs,upperdir=/u,workdir=/w", ["3", "1"]),
+        ("overlay", f"rw,lowerdir+={SNAPSHOTS}/3/fs,lowerdir+={SNAPSHOTS}/1/fs,upperdir=/u", ["3", "1"]),
+        ("overlay", f"rw,lowerdir+={SNAPSHOTS}/3/fs,datadir+={SNAPSHOTS}/1/fs", None),
+        ("overlay", "rw,lowerdir=3/fs:1/fs,upperdir=/u", None),
+        ("overlay", "rw,lowerdir=/a\\040b,upperdir=/u", None),
+        ("overlay", "rw,upperdir=/u", None),
+        ("tmpfs", f"rw,lowerdir={SNAPSHOTS}/1/fs", None),
+    ],
+)
+def test_directories_of_a_running_container(kind: str, options: str, want: Optional[List[str]]) -> None:
+    text = (
+        f"overlay /var/lib/docker/rootfs/overlayfs/{ID} {kind} {options} 0 0\n"
+        f"overlay /merged overlay rw,lowerdir=/a:/b 0 0\nproc /proc proc rw 0 0\n\n"
+    )
+    expected = {} if want is None else {ID: [f"{SNAPSHOTS}/{number}/fs" for number in want]}
+    assert places.lower_directories(text) == expected
+
+
+@pytest.mark.parametrize("image_layers", [["a", "b"], ["a"], []])
+def test_a_containers_layers_are_its_images_only_if_their_number_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_layers: List[str]
+) -> None:
+    monkeypatch.setattr(places, "_sees_trusted_xattrs", lambda: True)
+    folders = [tmp_path / name / "fs" for name in ("1", "2", "init")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    cli = tmp_path / "docker"
+    cli.write_text(f'#!/bin/sh\necho \'[{{"Id": "{ID}", "Image": "i"}}]\'\n')
+    cli.chmod(0o755)
+    lower = ":".join(str(folder) for folder in reversed(folders))
+    running = places.RunningLayers(
+        Docker(str(cli)),
+        {"i": image_layers}.__getitem__,
+        f"overlay /rootfs/overlayfs/{ID} overlay lowerdir={lower} 0 0",
+    )
+    fits = len(image_layers) == 2 and os.getuid() == 0
+    assert running(["a", "b", "c"]) == ({0: str(folders[0]), 1: str(folders[1])} if fits else {})
+    assert running(["a", "other"]) == ({0: str(folders[0])} if fits else {})
+    assert running(["b"]) == {}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from module_utils.offline_rebuild.records import RecordStore, StageRecord, write_atomic
+from module_utils.offline_rebuild.files import write_atomic
+from module_utils.offline_rebuild.records import RecordStore, StageRecord
 
 RECORD = StageRecord("base", "sha256:b", 1, (1, 2), ("k",), ("t",), {"0": "sha256:m"}, {"x:1": "sha256:x"})
 

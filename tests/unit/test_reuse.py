@@ -185,6 +185,23 @@ def test_an_image_of_the_same_instructions_on_another_base_is_no_ancestor(depot:
     assert stage.alignment.image.name == "app:latest"
 
 
+def test_an_image_that_cannot_win_is_not_read(depot: Depot, tmp_path: Path) -> None:
+    """Another image with the same instructions, whose layers are gone: reading one of them would fail."""
+    context = write(tmp_path / "context", FILES)
+    other = depot.build("other:1", APP, {3: {"reqs.txt": "flask\n"}, 6: {"app.py": "print(2)\n"}}, base="base:latest")
+    layers = depot.inspects[other]["RootFS"]["Layers"]
+    own = set(depot.inspects[depot.build("app:latest", APP, LAYERS, base="base:latest")]["RootFS"]["Layers"])
+    record(depot.analyzer(APP, context))
+    for digest in set(layers) - own:
+        (depot.blobs / digest.split(":")[1]).unlink()
+    assert judged(depot, APP, context).evidence == "recorded"
+    write(context, {"app.py": "print(3)\n"})
+    assert judged(depot, APP, context).proven == 4  # nor is it looked at in the hope that it is just this tree
+    depot.remove("app:latest")
+    with pytest.raises(AssertionError, match="read a whole image"):
+        judged(depot, APP, context)
+
+
 def test_another_platform_is_not_reused(depot: Depot, tmp_path: Path) -> None:
     context = write(tmp_path / "context", FILES)
     assert judged(depot, APP.replace("FROM base", "FROM --platform=linux/arm64 base"), context).alignment is None
