@@ -25,6 +25,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from .context import Manifest
+from .errors import OfflineRebuildError
 from .files import write_atomic
 
 __all__ = ["RecordStore", "StageRecord"]
@@ -137,12 +139,13 @@ class RecordStore:
         """:returns: where the manifest with this digest lies."""
         return os.path.join(self.directory, "manifests", digest.rsplit(":", maxsplit=1)[-1] + ".json")
 
-    def manifest(self, digest: Optional[str]) -> Optional[str]:
-        """:returns: the stored manifest, ``None`` if it is not there."""
+    def manifest(self, digest: Optional[str]) -> Optional[Manifest]:
+        """:returns: the stored manifest with this digest, ``None`` if it is not there or is not what its name says."""
         if not digest:
             return None
         try:
             with open(self.manifest_path(digest), encoding="ascii") as handle:
-                return handle.read()
-        except (OSError, ValueError):
+                made = Manifest.from_json(handle.read())
+        except (OSError, ValueError, OfflineRebuildError):
             return None
+        return made if made.digest() == digest else None

@@ -338,8 +338,7 @@ class Analyzer:
             there = place if place < len(record.texts) and record.texts[place] == text else -1
             if there < 0 and record.texts.count(text) == 1:
                 there = record.texts.index(text)
-            raw = self.records.manifest(record.manifests.get(str(there)))
-            return None if raw is None else Manifest.from_json(raw)
+            return self.records.manifest(record.manifests.get(str(there)))
         if alignment is None:
             return None
         if place < alignment.matched:
@@ -682,12 +681,12 @@ class Analyzer:
     def _manifests_of(self, stage: StageReuse, place: int) -> Optional[Tuple[Manifest, Manifest]]:
         """What a COPY took for the ancestor, by its record, and what it takes now."""
         record = stage.record
-        raw = self.records.manifest(record.manifests.get(str(place))) if record is not None else None
-        if record is None or raw is None or place not in stage.manifests or place >= len(record.texts):
+        taken = self.records.manifest(record.manifests.get(str(place))) if record is not None else None
+        if record is None or taken is None or place not in stage.manifests or place >= len(record.texts):
             return None
         if record.texts[place] != canonical(stage.timeline.steps[place].instruction):
             return None
-        return Manifest.from_json(raw), stage.manifests[place]
+        return taken, stage.manifests[place]
 
     def _source_of(self, reuse: StageReuse, place: int, expanded: Optional[Instruction]) -> Any:
         """Where a COPY takes its files from, for a thin layer."""
@@ -854,9 +853,9 @@ class Analyzer:
         step = timeline.steps[place]
         if place >= len(record.texts) or record.texts[place] != canonical(step.instruction):
             return "the instruction is new or changed", ()
-        raw = self.records.manifest(record.manifests.get(str(place)))
-        if place in manifests and raw is not None:
-            changes = self._between(Manifest.from_json(raw), manifests[place])
+        taken = self.records.manifest(record.manifests.get(str(place)))
+        if place in manifests and taken is not None:
+            changes = self._between(taken, manifests[place])
             if changes:
                 return _files_reason(changes), changes
         if step.stages:

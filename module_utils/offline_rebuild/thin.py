@@ -32,7 +32,6 @@ __all__ = ["ThinLayer", "Unsuited", "plan_layer", "write_layer"]
 
 _BLOCK = 1 << 20
 _MAX_NAME = 255
-_MAX_FILE = 8 << 30
 
 
 class Unsuited(Exception):
@@ -482,7 +481,8 @@ def _info(path: str, entry: LayerEntry, mtime: int) -> tarfile.TarInfo:
 
 
 def _member(sink: _Sink, info: tarfile.TarInfo) -> None:
-    # GNU headers keep names that are not UTF-8 as they are; only attributes need the PAX form.
+    # GNU headers keep names that are not UTF-8 as they are; only attributes need the PAX form. A size of 8 GiB and more
+    # is written as a number of base 256 in the one and as a record in the other: Go's archive/tar reads both.
     form = tarfile.PAX_FORMAT if info.pax_headers else tarfile.GNU_FORMAT
     sink.write(info.tobuf(form, "utf-8", "surrogateescape"))  # type: ignore[arg-type]
 
@@ -491,10 +491,6 @@ def _write_item(sink: _Sink, item: Item, run_time: int) -> None:
     if item.wanted is None or item.entry.type != "file":
         _member(sink, _info(item.path, item.entry, run_time))
         return
-    if item.entry.size > _MAX_FILE:
-        raise OfflineRebuildError(
-            "file-too-large", "a file of more than 8 GiB cannot be put into a layer", file=item.path
-        )
     _member(sink, _info(item.path, item.entry, run_time))
     expected = item.wanted.content_digest()
     digest, size = hashlib.sha256(), 0

@@ -8,20 +8,22 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from module_utils.offline_rebuild.context import Context
 from module_utils.offline_rebuild.derive import thin_document
 from module_utils.offline_rebuild.errors import OfflineRebuildError
 from module_utils.offline_rebuild.image import ImageStore
+from module_utils.offline_rebuild.layers import LayerEntry
 from module_utils.offline_rebuild.records import StageRecord
 from module_utils.offline_rebuild.reuse import Analyzer
 from module_utils.offline_rebuild.stage import canonical
-from module_utils.offline_rebuild.thin import Item, ThinLayer, Unsuited, _check_names, as_layer_entry, write_layer
+from module_utils.offline_rebuild.thin import ThinLayer, Unsuited, _check_names, _info, _member, _Sink, write_layer
 from tests.unit.depot import CREATED, Depot, made_config
 
 BASE = "FROM scratch\nADD root.tar /\nCMD base\n"
@@ -424,18 +426,59 @@ def test_names_that_are_not_utf8_and_deep_paths(site: Site) -> None:
         assert {"app/bad-\udcff", f"app/{deep}/\udcfe"} <= set(archive.getnames())
 
 
-def test_a_file_of_more_than_8_gib(site: Site) -> None:
+@pytest.mark.parametrize("xattrs", [(), (("security.capability", "0100000200000000"),)])
+@pytest.mark.parametrize("size", [(8 << 30) - 1, 8 << 30, (8 << 30) + 1, 1 << 40])
+def test_the_header_of_a_file_of_more_than_8_gib(size: int, xattrs: tuple[tuple[str, str], ...]) -> None:
+    """GNU's base 256 and PAX's record, which Go's archive/tar reads as tarfile does."""
+    stream = io.BytesIO()
+    _member(_Sink(stream), _info("app/huge", LayerEntry("file", 0o644, size=size, xattrs=xattrs), TIME))
+    stream.seek(0)
+    with tarfile.open(fileobj=stream, errors="surrogateescape") as archive:
+        member = archive.next()
+    assert member is not None
+    assert (member.name, member.size, bool(member.pax_headers)) == ("app/huge", size, bool(xattrs))
+
+
+def test_a_large_file_is_never_whole_in_memory(site: Site) -> None:
+    size = 96 << 20
     simple(site)
-    site.write({"a.txt": "ONE\n"})
+    with (site.tree / "a.txt").open("r+b") as handle:
+        handle.truncate(size)  # sparse
     layer, why_not = site.plan()
     assert layer is not None, why_not
-    item = next(item for item in layer.items if item.path == "app/a.txt")
-    assert item.wanted is not None
-    huge = replace(item.wanted, size=(8 << 30) + 1)
-    bigger = replace(layer, items=(Item(item.path, as_layer_entry(huge), huge),))
-    with pytest.raises(OfflineRebuildError) as caught:
-        write_layer(bigger, io.BytesIO(), TIME)
-    assert caught.value.code == "file-too-large"
+    digest = hashlib.sha256()
+
+    class Sink(io.RawIOBase):
+        def write(self, data: Any) -> int:
+            digest.update(data)
+            return len(data)
+
+    tracemalloc.start()
+    try:
+        diff_id, written = write_layer(layer, Sink(), TIME)  # type: ignore[arg-type]
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert size < written < size + 8192
+    assert diff_id == "sha256:" + digest.hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["another's", "edited", "cut", "gone"])
+def test_a_manifest_that_is_not_the_recorded_one_is_not_used(site: Site, kind: str) -> None:
+    """A stored manifest of the edited tree, under the name of the recorded one, must not make the change disappear."""
+    simple(site)
+    analyzer = site.analyzer()
+    analyzer.keys(analyzer.target)
+    (recorded,) = (site.depot.root / "state/manifests").iterdir()
+    text = recorded.read_text()
+    site.write({"a.txt": "ONE\n"})
+    edited = Context(str(site.tree)).manifest().to_json()
+    assert edited != text
+    forged = {"another's": edited, "edited": text.replace("a.txt", "b.txt"), "cut": text[:-9], "gone": ""}[kind]
+    recorded.write_text(forged)
+    members, data = site.layer()
+    assert set(members) == {"app", "app/a.txt"}
+    assert b"ONE\n" in data
 
 
 @pytest.mark.parametrize("kind", ["checksum", "another layer", "cut", "no list"])
