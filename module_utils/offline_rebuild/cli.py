@@ -113,6 +113,8 @@ class Docker:
         self.env.update({"LC_ALL": "C.UTF-8", "DOCKER_CLI_HINTS": "false", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"})
         if env:
             self.env.update(env)
+        #: While a lock is held, its guard: commands that change the engine inherit it (see lock.py).
+        self.guard: Optional[IO[bytes]] = None
         self._info: Optional[EngineInfo] = None
 
     def run(
@@ -123,12 +125,14 @@ class Docker:
         env: Optional[Mapping[str, str]] = None,
         cwd: Optional[str] = None,
         timeout: Optional[float] = None,
+        guarded: bool = False,
     ) -> Result:
         """Run ``docker ARGS`` to its end.
 
         :param check: raise :class:`CommandFailed` when it ends with another code than 0.
         :param stdin: bytes or an open file that the command reads; nothing by default.
         :param timeout: seconds after which it is killed and ``docker-timeout`` raised.
+        :param guarded: it changes the engine: when this run is killed, the next one waits for it.
         :raises OfflineRebuildError: ``docker-missing`` when there is no CLI.
         """
         argv = (self.binary, *args)
@@ -136,7 +140,14 @@ class Docker:
         feed: Dict[str, Any] = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin or subprocess.DEVNULL}
         try:
             done = subprocess.run(
-                argv, capture_output=True, env=full_env, cwd=cwd, timeout=timeout, check=False, **feed
+                argv,
+                capture_output=True,
+                env=full_env,
+                cwd=cwd,
+                timeout=timeout,
+                check=False,
+                pass_fds=self._held(guarded),
+                **feed,
             )
         except FileNotFoundError:
             if cwd is not None and not os.path.isdir(cwd):
@@ -156,13 +167,22 @@ class Docker:
         return result
 
     def popen(
-        self, *args: str, stdin: Any = subprocess.DEVNULL, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE
+        self,
+        *args: str,
+        stdin: Any = subprocess.DEVNULL,
+        stdout: Any = subprocess.PIPE,
+        stderr: Any = subprocess.PIPE,
+        guarded: bool = False,
     ) -> "subprocess.Popen[bytes]":
-        """Start ``docker ARGS`` for streaming; the caller waits for it."""
+        """Start ``docker ARGS`` for streaming; the caller waits for it. ``guarded`` as in :meth:`run`."""
+        argv, held = (self.binary, *args), self._held(guarded)
         try:
-            return subprocess.Popen((self.binary, *args), stdin=stdin, stdout=stdout, stderr=stderr, env=self.env)
+            return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=self.env, pass_fds=held)
         except OSError as error:
             raise _missing(self.binary, error.strerror or "") from None
+
+    def _held(self, guarded: bool) -> Tuple[int, ...]:
+        return (self.guard.fileno(),) if guarded and self.guard is not None and not self.guard.closed else ()
 
     def info(self) -> EngineInfo:
         """:returns: engine, store and plugins, asked once.

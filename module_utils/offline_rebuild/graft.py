@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def load(store: ImageStore, image: ImageDocument) -> str:
         _load_streamed(store.docker, image)
     else:
         write_archive(buffer, image)
-        store.docker.run("load", stdin=buffer.getvalue())
+        store.docker.run("load", stdin=buffer.getvalue(), guarded=True)
     found = store.docker.inspect("image", [image.ref])
     layers = tuple((found[0].get("RootFS") or {}).get("Layers") or []) if found else ()
     if not found or found[0]["Id"] != image.id or layers != image.diff_ids:
@@ -178,10 +179,10 @@ def _load_streamed(docker: Docker, image: ImageDocument) -> None:
     import tempfile
 
     # Written to the end before `docker load` reads it: a layer file that changes or vanishes must not reach the engine.
-    with tempfile.TemporaryFile() as handle:
+    with tempfile.TemporaryFile(dir=os.path.dirname(image.carried[0].path)) as handle:
         write_archive(handle, image)
         handle.seek(0)
-        docker.run("load", stdin=handle)
+        docker.run("load", stdin=handle, guarded=True)
 
 
 def remove_left_behind(docker: Docker) -> List[str]:
@@ -189,7 +190,8 @@ def remove_left_behind(docker: Docker) -> List[str]:
 
     :returns: the names removed.
     """
-    listed = docker.run("image", "ls", "--filter", f"reference={REGISTRY}/*", "--format", "{{.Repository}}:{{.Tag}}")
+    asked = ("--filter", f"reference={REGISTRY}/*", "--format", "{{.Repository}}:{{.Tag}}")
+    listed = docker.run("image", "ls", *asked, check=False)
     names = [name for name in listed.text.split() if not name.endswith("<none>")]
     if names:
         docker.run("image", "rm", "--no-prune", *names, check=False)

@@ -104,11 +104,13 @@ class Events:
     """Wakes a waiting loop when something happens to a project's containers.
 
     Start it before the containers are touched. Where the stream ends (engine restart), waiting is plain sleeping.
+
+    :param seconds: after which the stream ends by itself, for a run that was killed and cannot end it.
     """
 
     _ACTIONS = ("start", "die", "destroy", "health_status", "pause", "oom")
 
-    def __init__(self, docker: Docker, project: str) -> None:
+    def __init__(self, docker: Docker, project: str, seconds: float = 3600.0) -> None:
         filters = [f"--filter=event={action}" for action in self._ACTIONS]
         self._process: Optional[subprocess.Popen[bytes]] = docker.popen(
             "events",
@@ -117,6 +119,7 @@ class Events:
             *filters,
             "--format",
             "{{.Action}}",
+            f"--until={int(time.time() + seconds) + 1}",
             stderr=subprocess.DEVNULL,
         )
 

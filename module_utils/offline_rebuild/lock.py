@@ -4,13 +4,14 @@ The lock is a folder ``<state_dir>/locks/<project>.lock`` that appears in one st
 (``owner.json``: who, why, when, pid, the process's start time, boot id). Beside it lies ``<project>.guard``, a file
 under ``flock``: whoever looks at the folder or takes it over holds it. The guard stays locked as long as the owner *or
 a child that inherited it* lives, so that a run whose predecessor was killed waits for the ``docker compose up`` that
-this one left behind, instead of running beside it.
+this one left behind, instead of running beside it. A ``docker build``, ``load`` or ``tag`` inherits it in the same way.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -52,15 +53,13 @@ class Lock:
             os.makedirs(base, mode=0o700, exist_ok=True)
             guard = open(os.path.join(base, project + ".guard"), "a+b")  # noqa: SIM115 (held for the whole run)
         except OSError as error:
-            raise OfflineRebuildError(
-                "state-dir",
-                f"the state folder cannot be written: {error.strerror}",
-                "free or remount the disk, or set state_dir",
-                file=base,
-            ) from None
+            raise _unwritable(base, error) from None
         try:
             _flock(guard, folder, wait)
             note = _take(folder, _owner(operator, why, change_id))
+        except OSError as error:
+            guard.close()
+            raise _unwritable(base, error) from None
         except BaseException:
             guard.close()
             raise
@@ -81,6 +80,15 @@ class Lock:
         self.release()
 
 
+def _unwritable(base: str, error: OSError) -> OfflineRebuildError:
+    return OfflineRebuildError(
+        "state-dir",
+        f"the state folder cannot be written: {error.strerror}",
+        "free or remount the disk, or set state_dir",
+        file=base,
+    )
+
+
 def _flock(guard: IO[bytes], folder: str, wait: float) -> None:
     end = time.monotonic() + wait
     while True:
@@ -97,8 +105,8 @@ def _flock(guard: IO[bytes], folder: str, wait: float) -> None:
         if time.monotonic() > end:
             raise OfflineRebuildError(
                 "locked",
-                f"a `docker compose` that an earlier run ({_who(owner or {})}) left behind is still at work",
-                "wait for it, or see `ps -ef | grep 'docker compose'`",
+                f"a docker command that an earlier run ({_who(owner or {})}) left behind is still at work",
+                "wait for it, or see `ps -ef | grep 'docker '`",
                 file=folder,
             )
         time.sleep(0.05)
@@ -113,8 +121,9 @@ def _take(folder: str, owner: Mapping[str, Any]) -> str:
             raise _locked(folder, old)
         shutil.rmtree(folder)
         note = f"took over the stale lock of {_who(old)}: {_why_stale(old)}"
+    for left in glob.glob(glob.escape(folder) + ".*"):
+        shutil.rmtree(left, ignore_errors=True)
     fresh = f"{folder}.{os.getpid()}"
-    shutil.rmtree(fresh, ignore_errors=True)
     os.mkdir(fresh, 0o700)
     with open(os.path.join(fresh, "owner.json"), "w", encoding="utf-8") as stream:
         json.dump(owner, stream, indent=1)

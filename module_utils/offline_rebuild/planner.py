@@ -6,6 +6,7 @@ Planning reads only. Making loads grafts and builds; it never moves the service'
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -80,6 +81,8 @@ class Planner:
         self.records = RecordStore(settings.state_dir)
         self.evidence = EvidenceStore(os.path.join(settings.state_dir, "layers"))
         self._running = RunningLayers(docker, self.store.layers) if self.store.content_dir is not None else None
+        #: Thin layers and derived Dockerfiles of a run; here the next run finds what a killed one left, unlike in /tmp.
+        self.work = os.path.join(settings.state_dir, "work", project.name)
         self._readers: Dict[str, LayerReader] = {}
         self._analyzers: Dict[str, Analyzer] = {}
         self._contexts: Dict[Tuple[str, str], Context] = {}
@@ -315,12 +318,12 @@ class Planner:
         if target.whole and target.alignment is not None and target.alignment.whole:
             if not self._missing_labels(build, target.alignment.image):
                 return target.alignment.image.id
-        with tempfile.TemporaryDirectory(prefix="offline-rebuild-") as folder:
+        with self._folder() as folder:
             derived = derive(analyzer, self.run_time, folder, build.labels)
             for image in derived.grafts:
                 graft.load(self.store, image)
         for name, image_id in derived.tags.items():
-            self.docker.run("tag", image_id, name)
+            self.docker.run("tag", image_id, name, guarded=True)
         if derived.final is not None:
             return derived.final.id
         name = f"{graft.REGISTRY}/build:{self.project.name}-{service.name}".lower()
@@ -335,7 +338,7 @@ class Planner:
     def _run_build(self, service: Service, analyzer: Analyzer, text: str, target: str, name: str) -> None:
         build = service.build
         assert build is not None
-        with tempfile.TemporaryDirectory(prefix="offline-rebuild-") as folder:
+        with self._folder() as folder:
             path = os.path.join(folder, "Dockerfile")
             with open(path, "w", encoding="utf-8", errors="surrogateescape") as handle:
                 handle.write(text)
@@ -352,7 +355,7 @@ class Planner:
             if analyzer.build.platform != analyzer.build.host_platform:
                 argv += ["--platform", analyzer.build.platform]
             try:
-                self.docker.run(*argv, build.context, env={"DOCKER_BUILDKIT": "1"})
+                self.docker.run(*argv, build.context, env={"DOCKER_BUILDKIT": "1"}, guarded=True)
             except CommandFailed as failed:
                 raise OfflineRebuildError(
                     "build-failed",
@@ -420,9 +423,18 @@ class Planner:
             ),
         )
 
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        os.makedirs(self.work, mode=0o700, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=self.work)
+
     def clean(self) -> None:
-        """Take away the names that making left; the layers that are in use stay."""
+        """Take away the names and files that making left, now or in a run that was cut off; the layers that are in use
+        stay. What was known of the host's images is forgotten."""
         graft.remove_left_behind(self.docker)
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.store.forget()
+        self._analyzers.clear()
+        self._made.clear()
 
     def prime(self) -> List[Tuple[str, bool, str]]:
         """Record the tree as it is for every image that holds it, on the operator's word that it is untouched.

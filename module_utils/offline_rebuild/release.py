@@ -5,6 +5,7 @@ Files, all below ``state_dir`` and readable by root only::
     releases/<project>/<id>.json           the release, schema below; written whole, then renamed into place
     releases/<project>/<id>.compose.json   the project as compose rendered it when the release was done; it is what a
                                            rollback starts from. It holds environment values, as the compose files do.
+    releases/<project>/reserve             space for the journal on a disk that gets full, while a release is made
     audit.log                              one JSON line per event, only ever appended to
 
 Schema of a release, version 1 (times are seconds since 1970 on the host's clock)::
@@ -23,12 +24,13 @@ its name stood for, ``after`` the new one; ``""`` where there was none. ``import
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .errors import OfflineRebuildError
 
@@ -41,6 +43,8 @@ FINISHED = ("done", "rolled_back", "failed")
 _SECRET_NAME = re.compile(r"(?i)(pass(word|wd|phrase)?|secret|token|credentials?|auth|api_?key|_key|_pat)(_|$)")
 #: The fields of a release that hold text from elsewhere. Names and ids are not masked: a rollback needs them.
 _FREE_TEXT = ("plan", "gate", "rollback_gate", "evidence", "note")
+#: Bytes that are set aside while a release is made: its last states must be written on a full disk, too.
+_RESERVE = 512 << 10
 _URL_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*://[^/\s:@]+:)[^/\s@]+@", re.IGNORECASE)
 
 
@@ -112,6 +116,7 @@ class Journal:
         self.project = project
         self.folder = os.path.join(state_dir, "releases", project)
         self.secrets = tuple(sorted(set(secrets), key=len, reverse=True))
+        self._reserve = os.path.join(self.folder, "reserve")
 
     def begin(self, run_time: int = 0, change_id: str = "", operator: str = "", src: str = "") -> Release:
         """A new release, not yet written. Its id sorts after all others of the project, whatever the clock says.
@@ -159,17 +164,67 @@ class Journal:
         """Append one line; it is on the disk at the latest when a release ends."""
         line = {"time": round(time.time(), 3), "event": event, "project": self.project, "release": release}
         data = (json.dumps({**line, **mask(fields, self.secrets)}) + "\n").encode("utf-8")
-        try:
+        path = os.path.join(self.state_dir, "audit.log")
+
+        def append() -> None:
             os.makedirs(self.state_dir, mode=0o700, exist_ok=True)
-            fd = os.open(os.path.join(self.state_dir, "audit.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
-                os.write(fd, data)
+                before = os.fstat(fd).st_size
+                if os.write(fd, data) != len(data):
+                    os.ftruncate(fd, before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if event in FINISHED:
                     os.fdatasync(fd)
             finally:
                 os.close(fd)
+
+        self._written(path, append)
+
+    def reserve(self) -> None:
+        """Set space aside, so that what follows can be recorded on a disk that gets full meanwhile.
+
+        :raises OfflineRebuildError: ``journal-write``.
+        """
+
+        def allocate() -> None:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            fd = os.open(self._reserve, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _RESERVE)
+            finally:
+                os.close(fd)
+
+        self._written(self._reserve, allocate)
+
+    def give_back(self) -> bool:
+        """Free what :meth:`reserve` set aside. :returns: whether there was something."""
+        try:
+            os.unlink(self._reserve)
+        except OSError:
+            return False
+        return True
+
+    def sweep(self) -> None:
+        """Remove what a run that was cut off left beside the releases; under the lock."""
+        self.give_back()
+        for name in self._names(".tmp"):
+            os.unlink(os.path.join(self.folder, name))
+
+    def _written(self, path: str, write: Callable[[], None]) -> None:
+        """Write; on a full disk once more, with the reserve given back.
+
+        :raises OfflineRebuildError: ``journal-write``.
+        """
+        try:
+            try:
+                write()
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.give_back():
+                    raise
+                write()
         except OSError as error:
-            raise _write_error(os.path.join(self.state_dir, "audit.log"), error) from None
+            raise _write_error(path, error) from None
 
     def ids(self) -> List[str]:
         """:returns: the ids of all releases, damaged ones too, oldest first."""
@@ -207,7 +262,7 @@ class Journal:
 
     def remove(self, release_id: str) -> None:
         """Remove the release's files; it need not exist."""
-        for suffix in (".json", ".compose.json", ".up.log", ".json.damaged"):
+        for suffix in (".json", ".compose.json", ".json.damaged"):
             path = os.path.join(self.folder, release_id + suffix)
             if os.path.lexists(path):
                 os.unlink(path)
@@ -233,7 +288,8 @@ class Journal:
     def _replace(self, name: str, data: bytes, durable: bool) -> None:
         path = os.path.join(self.folder, name)
         temporary = path + ".tmp"
-        try:
+
+        def replace() -> None:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
@@ -252,8 +308,13 @@ class Journal:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        except OSError as error:
-            raise _write_error(path, error) from None
+
+        try:
+            self._written(path, replace)
+        except OfflineRebuildError:
+            if os.path.lexists(temporary):
+                os.unlink(temporary)
+            raise
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from . import compose, transaction
@@ -19,6 +19,7 @@ from .later import Later
 from .plan import Plan, ServicePlan
 from .planner import Planner, Settings, image_store
 from .presence import Need, needs
+from .release import Journal
 
 __all__ = ["Outcome", "Request", "execute", "survey"]
 
@@ -125,7 +126,8 @@ def _execute(request: Request) -> Outcome:
         plan = planner.plan()
         if plan.changed and not plan.blocked:
             _preflight(info, plan, request)
-        return _planned(plan, {"plan": round(time.monotonic() - clock, 3)})
+        timings = {"plan": round(time.monotonic() - clock, 3)}
+        return _with_unfinished(_planned(plan, timings), Journal(request.state_dir, planner.project.name))
     return _carry_out(request, docker, planner, clock)
 
 
@@ -133,6 +135,15 @@ def _planned(plan: Plan, timings: Mapping[str, float]) -> Outcome:
     if plan.blocked:
         return Outcome(False, _blocked_message(plan), True, plan, timings=timings)
     return Outcome(plan.changed, _summary(plan), plan=plan, timings=timings)
+
+
+def _with_unfinished(outcome: Outcome, journal: Journal) -> Outcome:
+    """A check's outcome, with the release that a run would have to finish first."""
+    cut_off = [release for release in journal.unfinished() if release.swapped]
+    if not cut_off:
+        return outcome
+    text = "; ".join(f"release {r.id} was cut off in state {r.state}" for r in cut_off)
+    return replace(outcome, changed=True, msg=f"{text}: a run finishes it first, or rolls it back; {outcome.msg}")
 
 
 def _carry_out(request: Request, docker: Docker, planner: Planner, clock: float) -> Outcome:
@@ -164,18 +175,19 @@ def _carry_out(request: Request, docker: Docker, planner: Planner, clock: float)
         run_time=request.run_time,
     )
     try:
-        release = transaction.run(docker, planner.project, plan, make, options)
+        release = transaction.run(docker, planner.project, plan, make, options, tidy=planner.clean)
     except OfflineRebuildError as error:
         if error.code != "plan-blocked":
             raise
         return _planned(plans[-1], timings)
-    finally:
-        if plans and plans[-1].changed:
-            planner.clean()
     timings["total"] = round(time.monotonic() - clock, 3)
     if release is None:
         return _planned(plans[-1], timings)
     document = release.to_dict()
+    if not plans[-1].changed:  # an earlier run's, finished or rolled back now; the host is what the tree asks for
+        note = f": {release.note}" if release.note else ""
+        message = f"release {release.id} had been cut off and is now {release.state}{note}; nothing else is to be done"
+        return Outcome(True, message, release.state == "failed", plans[-1], document, timings=timings)
     if release.state != "done":
         message = f"{release.state}: {release.note}"
         return Outcome(True, message, True, plans[-1], document, timings=timings)

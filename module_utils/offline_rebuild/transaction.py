@@ -20,6 +20,7 @@ the run is killed, and the next run waits for it (see lock.py).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -86,12 +87,15 @@ def run(
     make_image: MakeImage,
     options: Options,
     on_event: OnEvent = _unheard,
+    tidy: Callable[[], None] = lambda: None,
 ) -> Optional[Release]:
     """Carry out a plan.
 
     :param plan: the plan, or a function that makes it: it is called under the lock and after recovery, so that it sees
         the host as it then is. A plan made earlier is refused when the images have moved since.
     :param make_image: makes a service's new image and returns its id; it moves no name.
+    :param tidy: takes away what making leaves; called under the lock after a run that was cut off, before the plan, and
+        at the end.
     :returns: the release, in state ``done``, ``rolled_back`` or ``failed``. When the plan changes nothing: the release
         that was recovered, if one was that had begun its swap, else ``None``.
     :raises OfflineRebuildError: ``locked``, ``plan-blocked``, ``plan-stale``, ``release-unfinished``,
@@ -100,13 +104,19 @@ def run(
     health.parse_checks(options.health_checks, project)
     with _lock(project, options) as lock:
         work = _Transaction(docker, project, options, on_event, lock)
-        recovered = [release for release in work.recover_all() if release.swapped]
+        every = work.recover_all()
+        if every or lock.note:
+            tidy()
+        recovered = [release for release in every if release.swapped]
         made = plan() if callable(plan) else plan
         if made.blocked:
             raise _blocked(made)
         if not made.changed:
             return recovered[-1] if recovered else None
-        return work.carry_out(made, make_image)
+        try:
+            return work.carry_out(made, make_image)
+        finally:
+            tidy()
 
 
 def recover(docker: Docker, project: Project, options: Options, on_event: OnEvent = _unheard) -> List[Release]:
@@ -144,6 +154,9 @@ class _Transaction:
         self.before: States = {}
         self.after: States = {}
         self.up_ok = True
+        self.touched = False
+        self.unwritten: Optional[OfflineRebuildError] = None
+        docker.guard = lock.guard
         if lock.note:
             self._say("lock", lock.note)
 
@@ -155,6 +168,7 @@ class _Transaction:
         )
         release.plan = plan.to_dict()
         release.services = {s.service: ServiceRecord(s.image, s.action, s.way) for s in plan.services if s.changed}
+        self.journal.reserve()
         self._state(release, "making", f"making the images of {', '.join(release.services)}")
         began = time.monotonic()
         try:
@@ -165,7 +179,8 @@ class _Transaction:
             self._prepare(release, plan)
         except BaseException as error:
             release.note = f"nothing was touched: {error}"
-            self._finish(release, "failed")
+            with contextlib.suppress(OfflineRebuildError):  # the first error is the one to be read
+                self._finish(release, "failed")
             raise
         return self._forward(release)
 
@@ -237,7 +252,10 @@ class _Transaction:
         result = self._up_and_gate(release, (), began)
         release.gate = result.to_dict()
         if result.ok:
-            self.journal.write_rendered(release, _rendered(self.project))
+            try:
+                self.journal.write_rendered(release, _rendered(self.project))
+            except OfflineRebuildError as error:
+                self.unwritten = error
             return self._finish(release, "done")
         return self._back(release, result.reason)
 
@@ -262,8 +280,6 @@ class _Transaction:
                 release.rollback_gate = result.to_dict()
                 failure = "" if result.ok else result.reason
         except OfflineRebuildError as error:
-            if error.code == "journal-write":
-                raise
             failure = str(error)
         if not failure:
             return self._finish(release, "rolled_back")
@@ -317,7 +333,7 @@ class _Transaction:
         project = self._with_file(files[0]) if files else self.project
         restarts = {state.id: state.restart_count for states in self.before.values() for state in states}
         back = "rollback " if release.state == "rolling_back" else ""
-        with health.Events(self.docker, self.project.name) as events:
+        with health.Events(self.docker, self.project.name, 2 * (self.options.gate_timeout + _UP_EXTRA)) as events:
             rc, said = self._up(release, project, names)
             if rc != 0 and self._engine_was_away():
                 rc, said = self._up(release, project, names)
@@ -353,8 +369,7 @@ class _Transaction:
         began = time.monotonic()
         alone = ["--no-deps"] if parse_version(self.docker.info().plugins.get("compose", "")) >= _NO_DEPS_SINCE else []
         argv = project.command("up", "-d", "--no-build", "--pull", "never", *alone, *names)
-        path = os.path.join(self.journal.folder, release.id + ".up.log")
-        with open(path, "wb") as log:
+        with os.fdopen(os.memfd_create("compose-up"), "w+b") as log:  # no file to be left, no disk to be full
             process = subprocess.Popen(
                 (self.docker.binary, *argv),
                 stdin=self.lock.guard,
@@ -368,9 +383,8 @@ class _Transaction:
                 rc = process.wait(self.options.gate_timeout + _UP_EXTRA)
             except subprocess.TimeoutExpired:
                 rc = _end(process)
-        with open(path, encoding="utf-8", errors="replace") as said:
-            text = "\n".join(said.read().splitlines()[-10:])
-        os.unlink(path)
+            log.seek(0)
+            text = "\n".join(log.read().decode("utf-8", "replace").splitlines()[-10:])
         _took(release, "rollback up" if release.state == "rolling_back" else "up", began)
         return rc, text
 
@@ -408,7 +422,7 @@ class _Transaction:
     def _tag(self, names: Mapping[str, str]) -> None:
         """``docker tag ID NAME`` for all of them, at the same time."""
         work = [
-            (name, self.docker.popen("tag", image_id, name, stdout=subprocess.DEVNULL))
+            (name, self.docker.popen("tag", image_id, name, stdout=subprocess.DEVNULL, guarded=True))
             for name, image_id in names.items()
         ]
         for name, process in work:
@@ -428,6 +442,7 @@ class _Transaction:
 
     def recover_all(self) -> List[Release]:
         """Finish or roll back what earlier runs left, oldest first; put aside what cannot be read."""
+        self.journal.sweep()
         for release_id in self.journal.damaged():
             path = self.journal.put_aside(release_id)
             self._say("journal-damaged", f"the record of release {release_id} could not be read; it is now {path}")
@@ -441,6 +456,7 @@ class _Transaction:
         return [self._recover(release) for release in unfinished]
 
     def _recover(self, release: Release) -> Release:
+        self.touched = release.state not in ("planning", "making")
         self._say("recover", f"release {release.id} was cut off in state {release.state}", release.id)
         if release.state in ("planning", "making"):
             release.note = "cut off before anything was touched"
@@ -459,17 +475,34 @@ class _Transaction:
     # -- the record
 
     def _state(self, release: Release, state: str, step: str) -> None:
-        """Write the state before it is acted on."""
+        """Write the state before it is acted on.
+
+        Once something was touched, an error of the disk does not stop the way to a version that serves: the journal
+        then holds an earlier state, from which the next run does the same again. It is raised when the release ended.
+        """
         release.state, release.step = state, step
-        self.journal.write(release)
+        try:
+            self.journal.write(release)
+        except OfflineRebuildError as error:
+            if not self.touched:
+                raise
+            self.unwritten = error
+        self.touched = self.touched or state == "swapping"
         self._say(state, step, release.id)
 
     def _finish(self, release: Release, state: str) -> Release:
         release.finished = round(time.time(), 3)
         release.timings["total"] = round(release.finished - release.started, 3)
         self._state(release, state, "")
+        self.journal.give_back()
+        if self.unwritten is not None:
+            self.unwritten.message = f"release {release.id} has ended as {state}: {self.unwritten.message}"
+            raise self.unwritten
         if state == "done":
-            self._retire()
+            try:
+                self._retire()
+            except OfflineRebuildError as error:  # the next release takes them along
+                self._say("not-retired", str(error), release.id)
         return release
 
     def _retire(self) -> None:
@@ -491,7 +524,13 @@ class _Transaction:
             self._say("retired", f"release {release_id} and its images were removed", release_id)
 
     def _say(self, event: str, text: str, release: str = "") -> None:
-        self.journal.audit(event, release, text=text, operator=self.options.operator, change_id=self.options.change_id)
+        said = {"text": text, "operator": self.options.operator, "change_id": self.options.change_id}
+        try:
+            self.journal.audit(event, release, **said)
+        except OfflineRebuildError as error:
+            if not self.touched:
+                raise
+            self.unwritten = error
         self.on_event(event, text)
 
 

@@ -77,10 +77,18 @@ for check in (True, False):
     os.environ.clear()
     os.environ.update(environment)
     states.append(state())
-# A run that is no check takes its lock first and keeps its cache of file times: its own folder may differ then.
+# A run that is no check plans under its lock: caches of file times and layers, and the lock's empty guard, may be new.
 own = given["request"].get("state_dir", "/var/lib/offline-rebuild")
+
+def cache(line):
+    words = line.split()
+    known = words[0] in (own, own + "/locks", own + "/index", own + "/layers")
+    return known or words[0].startswith((own + "/index/", own + "/layers/")) or (
+        words[0].startswith(own + "/locks/") and words[0].endswith(".guard") and words[2] == "0"
+    )
+
 for place in (1, 2):
-    pair = [{line for line in states[at] if place == 1 or not line.startswith(own)} for at in (0, place)]
+    pair = [{line for line in states[at] if place == 1 or not cache(line)} for at in (0, place)]
     answers[place - 1]["touched"] = sorted(pair[0] ^ pair[1])
 print(json.dumps(answers))
 """

@@ -1,4 +1,4 @@
-"""The transaction on a real engine: swap, gate, rollback, second run, SIGKILL in each state of the journal.
+"""The transaction on a real engine: swap, gate, rollback, second run. What interrupts it is in tests/faults.
 
 ``OFR_ENGINE`` and ``OFR_STORE`` choose the test host, as everywhere; ``OFR_LOCAL=1`` uses this machine's own engine
 instead (it needs the compose plugin).
@@ -248,40 +248,6 @@ def test_a_service_that_another_restarts_along_is_gated_too(app: Site) -> None:
     release = app.release()
     assert release["state"] == "done"
     assert release["swapped"] == ["db", "web"]
-    assert app.actions() == {}
-
-
-@pytest.mark.parametrize(
-    ("state", "after"),
-    [("making", 0.0), ("swapping", 0.0), ("swapping", 0.1), ("swapping", 0.3), ("swapping", 0.8), ("gating", 0.0)],
-)
-def test_sigkill_then_a_plain_rerun_converges(app: Site, state: str, after: float) -> None:
-    version = f"{state}-{after}"
-    app.good(version)
-    log = len(app.data())
-    answer = app.call("kill", state=state, after=after)
-    assert answer["killed"]
-    answer = app.call("run")
-    assert "error" not in answer, answer
-    assert any(name == "lock" and "stale" in text for name, text in answer["events"])
-    assert app.served() == version
-    assert app.actions() == {}
-    assert app.data()[log:] in ([version], [version, version])
-    status = app.call("status")["status"]
-    assert {name: len(found) for name, found in status.items()} == {"web": 1, "worker": 1, "db": 1, "job": 1}
-    audit = app.run(["cat", f"{app.folder}/state/audit.log"])
-    assert "was cut off in state" in audit
-
-
-@pytest.mark.parametrize("after", [0.0, 0.2, 0.6])
-def test_sigkill_in_a_rollback_is_rolled_back(app: Site, after: float) -> None:
-    app.write("src/web/run.sh", f"echo {after}; exit 3\n")
-    answer = app.call("kill", state="rolling_back", after=after)
-    assert answer["killed"]
-    app.good("base")  # the tree is mended meanwhile: nothing is left to be done but the rollback
-    release = app.release()
-    assert release["state"] == "rolled_back"
-    assert app.served() == "base"
     assert app.actions() == {}
 
 

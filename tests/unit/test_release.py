@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -176,3 +177,37 @@ def test_retention_never_names_an_image_in_use_or_of_a_kept_release(
     assert not needed & set(old.image_ids)
     assert not {s.kept_as for r in kept for s in r.services.values()} & set(old.refs)
     assert all(r in kept for r in releases if r.state not in FINISHED)
+
+
+def test_on_a_full_disk_the_reserve_is_given_back_and_the_write_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(str(tmp_path), "shop")
+    journal.reserve()
+    reserve = tmp_path / "releases" / "shop" / "reserve"
+    assert reserve.stat().st_size >= 1 << 19
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        if reserve.exists():
+            raise OSError(errno.ENOSPC, "full")
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    release = Release("ID", "shop", state="swapping")
+    journal.write(release)
+    assert journal.read("ID").state == "swapping"
+    assert not journal.give_back()
+    monkeypatch.setattr(os, "write", lambda _fd, _data: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OfflineRebuildError) as caught:
+        journal.write(release)
+    assert caught.value.code == "journal-write"
+    assert sorted(path.name for path in reserve.parent.iterdir()) == ["ID.json"]
+
+
+def test_what_a_run_that_was_cut_off_left_beside_the_releases_is_removed(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), "shop")
+    journal.reserve()
+    (tmp_path / "releases" / "shop" / "ID.json.tmp").write_text("{")
+    journal.sweep()
+    assert list((tmp_path / "releases" / "shop").iterdir()) == []
