@@ -2,9 +2,9 @@
 
 A container with a healthcheck passes when it is healthy. While the engine still waits for the first interval, the gate
 runs the container's own test itself (``docker exec``, the same command, user and environment): the engine's rule is
-that one good probe ends ``starting`` (moby, daemon/health.go), so the verdict is the engine's own, only earlier. A
-container without a healthcheck passes when it has run for ``stable`` seconds without a restart. The operator's checks
-are tried at the same time.
+that one good probe ends ``starting`` (moby, daemon/health.go), so the verdict is the engine's own, only earlier. Every
+container, with a healthcheck or without, has to have run for ``stable`` seconds without a restart, too: one that
+answers and dies has not passed. The operator's checks are tried at the same time.
 
 ``docker events`` wakes the loop, so nothing is polled more often than once a second while nothing happens.
 
@@ -174,7 +174,7 @@ def gate(
     """Wait until the services are healthy and the checks pass, one has failed for good, or the deadline is over.
 
     :param deadline: as :func:`time.monotonic` counts.
-    :param stable: seconds that a container without a healthcheck must run without a restart.
+    :param stable: seconds that a container must have run without a restart.
     :param restarts: container id to its restart count before the swap; a container that is not in it starts from 0.
     :param probe: run a container's own healthcheck while the engine still waits for its first interval.
     :param names: names that the containers probably have; spares the call that lists them.
@@ -291,11 +291,13 @@ class _Gate:
             return "pending", f"the container is {state.state}"
         if service.name in self.one_shots:
             return "pending", "the job has not completed"
+        stable = self._has_been_stable(state)
+        found = stable
         if state.health == "healthy":
-            return "ok", "healthy"
-        if state.health == "starting":
-            return self._probe(state)
-        return self._has_been_stable(state)
+            found = "ok", "healthy"
+        elif state.health == "starting":
+            found = self._probe(state)
+        return found if found[0] != "ok" else (stable if stable[0] != "ok" else found)
 
     def _is_job(self, service: Service, state: ContainerState) -> bool:
         serves = service.ports or state.health_test

@@ -5,6 +5,8 @@ Files, all below ``state_dir`` and readable by root only::
     releases/<project>/<id>.json           the release, schema below; written whole, then renamed into place
     releases/<project>/<id>.compose.json   the project as compose rendered it when the release was done; it is what a
                                            rollback starts from. It holds environment values, as the compose files do.
+    releases/<project>/<id>.checks.json    the operator's health checks that the release passed, for a rollback to it;
+                                           of headers that a check sends the names alone
     releases/<project>/reserve             space for the journal on a disk that gets full, while a release is made
     audit.log                              one JSON line per event, only ever appended to
 
@@ -160,6 +162,35 @@ class Journal:
         names = sorted(self._names(".compose.json"), reverse=True)
         return [os.path.join(self.folder, name) for name in names]
 
+    def write_checks(self, release: Release, checks: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the operator's checks that the release passed."""
+        kept = [{**check, "headers": sorted(check.get("headers") or {})} for check in checks]
+        self._replace(release.id + ".checks.json", json.dumps(kept, indent=1).encode("utf-8"), durable=False)
+
+    def checks(self, current: Sequence[Mapping[str, Any]] = ()) -> Optional[List[Dict[str, Any]]]:
+        """The checks of the newest release that is done: what ran before the present one passed them.
+
+        :param current: the present checks, which give the values of the headers; a check with a header that none of
+            them sends is left out.
+        :returns: ``None`` when no release is done or its checks are not kept.
+        """
+        known = {name: value for check in current for name, value in (check.get("headers") or {}).items()}
+        for release in reversed(self.all()):
+            if release.state == "done":
+                break
+        else:
+            return None
+        try:
+            with open(os.path.join(self.folder, release.id + ".checks.json"), encoding="utf-8") as stream:
+                kept = [dict(check) for check in json.load(stream)]
+        except (OSError, ValueError, TypeError):
+            return None
+        return [
+            {**check, "headers": {name: known[name] for name in check["headers"]}}
+            for check in kept
+            if set(check["headers"]) <= set(known)
+        ]
+
     def audit(self, event: str, release: str = "", **fields: Any) -> None:
         """Append one line; it is on the disk at the latest when a release ends."""
         line = {"time": round(time.time(), 3), "event": event, "project": self.project, "release": release}
@@ -228,7 +259,7 @@ class Journal:
 
     def ids(self) -> List[str]:
         """:returns: the ids of all releases, damaged ones too, oldest first."""
-        return sorted(n[: -len(".json")] for n in self._names(".json") if not n.endswith(".compose.json"))
+        return sorted(n[: -len(".json")] for n in self._names(".json") if n.count(".") == 1)
 
     def read(self, release_id: str) -> Release:
         """:raises OfflineRebuildError: ``release-missing``, ``journal-damaged``."""
@@ -262,7 +293,7 @@ class Journal:
 
     def remove(self, release_id: str) -> None:
         """Remove the release's files; it need not exist."""
-        for suffix in (".json", ".compose.json", ".json.damaged"):
+        for suffix in (".json", ".compose.json", ".checks.json", ".json.damaged"):
             path = os.path.join(self.folder, release_id + suffix)
             if os.path.lexists(path):
                 os.unlink(path)

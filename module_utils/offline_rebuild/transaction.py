@@ -64,7 +64,7 @@ class Options:
     :param keep_releases: how many finished releases, with their images, stay.
     :param run_time: epoch seconds, given once by the controller; 0: the host's clock.
     :param recover: finish an unfinished release first; without it such a release is an error.
-    :param stable: seconds that a container without a healthcheck has to run to pass.
+    :param stable: seconds that a container has to have run to pass.
     :param why: for the lock and the audit log.
     """
 
@@ -168,6 +168,7 @@ class _Transaction:
         )
         release.plan = plan.to_dict()
         release.services = {s.service: ServiceRecord(s.image, s.action, s.way) for s in plan.services if s.changed}
+        self.touched = False
         self.journal.reserve()
         self._state(release, "making", f"making the images of {', '.join(release.services)}")
         began = time.monotonic()
@@ -254,6 +255,7 @@ class _Transaction:
         if result.ok:
             try:
                 self.journal.write_rendered(release, _rendered(self.project))
+                self.journal.write_checks(release, self.options.health_checks)
             except OfflineRebuildError as error:
                 self.unwritten = error
             return self._finish(release, "done")
@@ -262,7 +264,7 @@ class _Transaction:
     # -- the way back
 
     def _back(self, release: Release, reason: str) -> Release:
-        """Names back to what ran before, ``up``, the same gate. A failure here is not rolled back again."""
+        """Names back to what ran before, ``up``, the gate that it had passed. A failure is not rolled back again."""
         release.note = reason
         names = [n for n in release.swapped if n not in release.services or release.services[n].before]
         if not any(name in release.services for name in names):
@@ -276,7 +278,7 @@ class _Transaction:
             if files is None and not any(r.kept_as for r in release.services.values()):
                 failure = "no record is kept of the earlier compose configuration"
             else:
-                result = self._up_and_gate(release, names, began, files or ())
+                result = self._up_and_gate(release, names, began, files or (), self._former_checks())
                 release.rollback_gate = result.to_dict()
                 failure = "" if result.ok else result.reason
         except OfflineRebuildError as error:
@@ -285,6 +287,19 @@ class _Transaction:
             return self._finish(release, "rolled_back")
         release.note = f"{reason}; the rollback failed too: {failure}; now: {self._what_runs(names)}"
         return self._finish(release, "failed")
+
+    def _former_checks(self) -> List[health.Check]:
+        """The checks that what ran before had passed: one of the present checks may name the new version.
+
+        Without a record of them, as on a first run, the present ones; those that concern a service that is no longer
+        there are left out.
+        """
+        found: List[health.Check] = []
+        raw = self.journal.checks(self.options.health_checks)
+        for entry in self.options.health_checks if raw is None else raw:
+            with contextlib.suppress(OfflineRebuildError):
+                found += health.parse_checks([entry], self.project)
+        return found
 
     def _earlier_files(self, names: Sequence[str]) -> Optional[Tuple[str, ...]]:
         """The newest kept rendered project whose hashes are those that the replaced containers had.
@@ -327,7 +342,12 @@ class _Transaction:
     # -- what both ways share
 
     def _up_and_gate(
-        self, release: Release, only: Sequence[str], began: float, files: Sequence[str] = ()
+        self,
+        release: Release,
+        only: Sequence[str],
+        began: float,
+        files: Sequence[str] = (),
+        checks: Optional[Sequence[health.Check]] = None,
     ) -> health.GateResult:
         names = list(only) or release.swapped
         project = self._with_file(files[0]) if files else self.project
@@ -346,7 +366,7 @@ class _Transaction:
                 self.docker,
                 self.project,
                 names,
-                self.checks,
+                self.checks if checks is None else checks,
                 deadline,
                 self.options.stable,
                 restarts,

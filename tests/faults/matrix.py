@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .site import BUILT, DOCKERFILE, GOOD, HEALTH, PROJECT, ROOT, SRC, STATE, Site
+from .site import BUILT, DOCKERFILE, GOOD, HEALTH, PORT, PROJECT, ROOT, SRC, STATE, Site
 
 JOURNAL = f"{STATE}/releases/{PROJECT}"
 #: The newest release's file, for a shell.
@@ -346,6 +346,15 @@ def _images() -> list[Fault]:
     ]
 
 
+def _check_of_the_next_version(site: Site) -> Seen:
+    """An operator's check that only a later version could pass: the way back must not be held to it."""
+    site.good()
+    wrong = [{"url": f"http://127.0.0.1:{PORT}/version", "body": f"^{site.version}-final$", "name": "version"}]
+    seen = _run(site, health_checks=wrong, gate_timeout=4)
+    assert seen.result["release"]["state"] == "rolled_back", seen
+    return seen
+
+
 _OLD = f'python3 -c \'import json,sys; print(json.load(open(sys.argv[1]))["services"]["web"]["before"])\' {NEWEST}'
 _NEW = _OLD.replace("before", "after")
 
@@ -457,6 +466,7 @@ def _locks() -> list[Fault]:
 ROWS: tuple[Fault, ...] = (
     *_kills(),
     *_images(),
+    Fault("a check that the old version cannot pass", _check_of_the_next_version, ['"rolled_back"'], outage=25),
     Fault("old image gone in the gate", _old_gone_in_gate, ["the rollback failed"], Site.good, 30, dark=True),
     Fault("old image gone after a kill", _old_gone_after_kill, ["rolling_back"], Site.good, 30, dark=True),
     Fault("new image gone after a kill", _new_gone_after_kill, ["is gone", '"rolled_back"']),

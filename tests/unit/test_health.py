@@ -163,7 +163,8 @@ def ago(seconds: float) -> str:
 @pytest.mark.parametrize(
     ("state", "verdict", "detail"),
     [
-        (replace(STATE, health="healthy"), "ok", "healthy"),
+        (replace(STATE, health="healthy", started=ago(30)), "ok", "healthy"),
+        (replace(STATE, health="healthy", started=ago(-60)), "pending", "of 1 s"),
         (replace(STATE, health="starting"), "pending", "starting"),
         (replace(STATE, health="unhealthy"), "failed", "unhealthy"),
         (replace(STATE, started=ago(30)), "ok", "without a restart"),

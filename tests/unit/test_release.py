@@ -211,3 +211,24 @@ def test_what_a_run_that_was_cut_off_left_beside_the_releases_is_removed(tmp_pat
     (tmp_path / "releases" / "shop" / "ID.json.tmp").write_text("{")
     journal.sweep()
     assert list((tmp_path / "releases" / "shop").iterdir()) == []
+
+
+def test_the_checks_of_the_newest_done_release_come_back_with_the_present_headers(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), "shop")
+    assert journal.checks() is None
+    url = {"url": "http://127.0.0.1/", "body": "v1"}
+    one = release(1)
+    journal.write(one)
+    journal.write_checks(one, [url, {**url, "headers": {"X-Key": "correct-horse"}}])
+    journal.write(release(2, "rolled_back"))
+    assert journal.ids() == [one.id, release(2).id]
+    assert journal.checks() == [{**url, "headers": {}}]
+    sent = {"tcp": "127.0.0.1:1", "headers": {"X-Key": "new-horse"}}
+    assert journal.checks([sent]) == [{**url, "headers": {}}, {**url, "headers": {"X-Key": "new-horse"}}]
+    written = tmp_path / "releases" / "shop" / f"{one.id}.checks.json"
+    assert "horse" not in written.read_text()
+    assert written.stat().st_mode & 0o777 == 0o600
+    written.write_text("[")
+    assert journal.checks() is None
+    journal.remove(one.id)
+    assert not written.exists()
