@@ -16,14 +16,14 @@ PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Python without the ending
-PYTHON_SCRIPTS = scripts/connected-build scripts/demo
+PYTHON_SCRIPTS = scripts/connected-build scripts/demo scripts/make-pyz
 # every shell script, whatever its name
 SHELL_SCRIPTS = $(shell grep -lE '^\#!/(usr/)?bin/(env )?(ba)?sh' $$(git ls-files -co --exclude-standard -- ':!tests/corpus' 2>/dev/null) 2>/dev/null)
 export PYTHONPATH := $(CURDIR)
 export ENGINE STORE
 
 .PHONY: help setup demo demo-down test test-all lint unit engine equality molecule test-scenario hosts hosts-down hosts-list \
-	bench-rebuild bench-context bench-thin lock clean
+	bench-rebuild bench-context bench-thin pyz lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -96,11 +96,14 @@ bench-context: setup ## digest of a large build context
 bench-thin: setup ## a thin layer against docker build with a warm cache
 	@$(PY) benchmarks/bench_thin.py
 
+pyz: ## dist/offline-rebuild.pyz and rebuild.sh, for a host without a control node
+	@python3 scripts/make-pyz
+
 lock: ## make requirements.txt anew from requirements.in
 	@uv pip compile requirements.in --upgrade --generate-hashes --universal --python-version 3.12 \
 	    --no-emit-index-url --no-header --no-annotate --quiet -o requirements.txt
 
 clean: ## remove test hosts, their images, caches and the virtual environment
 	@[ ! -x $(PY) ] || $(PY) -m tests.hosts clean
-	rm -rf .cache .hosts .pytest_cache .mypy_cache .ruff_cache .hypothesis .ansible results .venv
+	rm -rf .cache .hosts dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .ansible results .venv
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

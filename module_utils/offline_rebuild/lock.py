@@ -16,12 +16,13 @@ import json
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Dict, Mapping, Optional, Type
 
 from .errors import OfflineRebuildError
 
-__all__ = ["Lock"]
+__all__ = ["Holder", "Lock", "holder"]
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -87,6 +88,64 @@ def _unwritable(base: str, error: OSError) -> OfflineRebuildError:
         "free or remount the disk, or set state_dir",
         file=base,
     )
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a project's lock, for somebody who only looks.
+
+    :param time: when it was taken, seconds since 1970; 0 if that cannot be read.
+    :param state: ``running``; ``left-over``, when the run is gone and a ``docker compose`` that it started is still at
+        work; ``stale``, when nobody is at work and the next run takes the lock over.
+    :param note: why it is stale.
+    """
+
+    operator: str
+    why: str
+    change_id: str
+    time: int
+    pid: int
+    state: str
+    note: str = ""
+
+
+def holder(state_dir: str, project: str) -> Optional[Holder]:
+    """:returns: who holds the lock, ``None`` if it is free. Nothing is written; a run that starts at the same moment
+    waits for a twentieth of a second at most."""
+    folder = os.path.join(state_dir, "locks", project + ".lock")
+    at_work = _guarded(os.path.join(state_dir, "locks", project + ".guard"))
+    owner = _read(folder)
+    if owner is None and not at_work and not os.path.isdir(folder):
+        return None
+    known = owner or {}
+    state, note = "stale", ""
+    if owner is not None and _alive(owner):
+        state = "running"
+    elif at_work:
+        state = "left-over"
+    else:
+        note = _why_stale(known)
+    return Holder(
+        str(known.get("operator") or ""),
+        str(known.get("why") or ""),
+        str(known.get("change_id") or ""),
+        int(known.get("time") or 0),
+        int(known.get("pid") or 0),
+        state,
+        note,
+    )
+
+
+def _guarded(path: str) -> bool:
+    """:returns: whether a process holds the guard."""
+    try:
+        with open(path, "rb") as guard:
+            fcntl.flock(guard, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _flock(guard: IO[bytes], folder: str, wait: float) -> None:

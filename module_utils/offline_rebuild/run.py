@@ -21,7 +21,7 @@ from .planner import Planner, Settings, image_store
 from .presence import Need, needs
 from .release import Journal
 
-__all__ = ["Outcome", "Request", "execute", "survey"]
+__all__ = ["Outcome", "Request", "execute", "of_system", "open_project", "settings_of", "survey"]
 
 #: Bytes that must be free where images are kept before anything is started.
 LEAST_FREE = 256 << 20
@@ -91,21 +91,22 @@ class Outcome:
         return result
 
 
-def execute(request: Request) -> Outcome:
+def execute(request: Request, on_event: transaction.OnEvent = transaction.unheard) -> Outcome:
     """Plan, and unless it is a check, carry the plan out.
 
+    :param on_event: called with the name and the text of each step.
     :raises OfflineRebuildError: for bad input, before anything is touched; and for what fails later.
     """
     try:
-        return _execute(request)
+        return _execute(request, on_event)
     except OfflineRebuildError as error:
         error.host = socket.gethostname()
         raise
     except OSError as error:
-        raise _of_system(error) from error
+        raise of_system(error) from error
 
 
-def _execute(request: Request) -> Outcome:
+def _execute(request: Request, on_event: transaction.OnEvent) -> Outcome:
     clock = time.monotonic()
     docker = Docker()
     if not os.path.isdir(request.project_src):
@@ -128,7 +129,7 @@ def _execute(request: Request) -> Outcome:
             _preflight(info, plan, request)
         timings = {"plan": round(time.monotonic() - clock, 3)}
         return _with_unfinished(_planned(plan, timings), Journal(request.state_dir, planner.project.name))
-    return _carry_out(request, docker, planner, clock)
+    return _carry_out(request, docker, planner, clock, on_event)
 
 
 def _planned(plan: Plan, timings: Mapping[str, float]) -> Outcome:
@@ -146,7 +147,9 @@ def _with_unfinished(outcome: Outcome, journal: Journal) -> Outcome:
     return replace(outcome, changed=True, msg=f"{text}: a run finishes it first, or rolls it back; {outcome.msg}")
 
 
-def _carry_out(request: Request, docker: Docker, planner: Planner, clock: float) -> Outcome:
+def _carry_out(
+    request: Request, docker: Docker, planner: Planner, clock: float, on_event: transaction.OnEvent
+) -> Outcome:
     plans: List[Plan] = []
     timings: Dict[str, float] = {"make": 0.0}
 
@@ -175,7 +178,7 @@ def _carry_out(request: Request, docker: Docker, planner: Planner, clock: float)
         run_time=request.run_time,
     )
     try:
-        release = transaction.run(docker, planner.project, plan, make, options, tidy=planner.clean)
+        release = transaction.run(docker, planner.project, plan, make, options, on_event, tidy=planner.clean)
     except OfflineRebuildError as error:
         if error.code != "plan-blocked":
             raise
@@ -194,7 +197,7 @@ def _carry_out(request: Request, docker: Docker, planner: Planner, clock: float)
     return Outcome(True, _summary(plans[-1]), plan=plans[-1], release=document, timings=timings)
 
 
-def _of_system(error: OSError) -> OfflineRebuildError:
+def of_system(error: OSError) -> OfflineRebuildError:
     """:returns: what the host refused, as an error that an operator can read."""
     made = OfflineRebuildError(
         "host-refused",
@@ -219,7 +222,7 @@ def survey(request: Request) -> List[Need]:
         error.host = socket.gethostname()
         raise
     except OSError as error:
-        raise _of_system(error) from error
+        raise of_system(error) from error
 
 
 def open_project(docker: Docker, request: Any) -> Project:

@@ -36,16 +36,16 @@ from .errors import OfflineRebuildError
 from .image import normal_ref
 from .lock import Lock
 from .plan import Plan, ServicePlan
-from .release import Journal, Release, ServiceRecord, retention, secrets_of
+from .release import Journal, Release, ServiceRecord, mask, retention, secrets_of
 
-__all__ = ["Options", "recover", "run"]
+__all__ = ["Options", "recover", "run", "unheard"]
 
 OnEvent = Callable[[str, str], None]
 MakeImage = Callable[[ServicePlan], str]
 States = Dict[str, List[ContainerState]]
 
 
-def _unheard(_name: str, _text: str) -> None:
+def unheard(_name: str, _text: str) -> None:
     """Nobody listens to the events."""
 
 
@@ -86,7 +86,7 @@ def run(
     plan: Union[Plan, Callable[[], Plan]],
     make_image: MakeImage,
     options: Options,
-    on_event: OnEvent = _unheard,
+    on_event: OnEvent = unheard,
     tidy: Callable[[], None] = lambda: None,
 ) -> Optional[Release]:
     """Carry out a plan.
@@ -119,7 +119,7 @@ def run(
             tidy()
 
 
-def recover(docker: Docker, project: Project, options: Options, on_event: OnEvent = _unheard) -> List[Release]:
+def recover(docker: Docker, project: Project, options: Options, on_event: OnEvent = unheard) -> List[Release]:
     """Finish what earlier runs left in the middle. Costs two file look-ups when there is nothing.
 
     :returns: the releases that were finished or rolled back, oldest first.
@@ -551,7 +551,7 @@ class _Transaction:
             if not self.touched:
                 raise
             self.unwritten = error
-        self.on_event(event, text)
+        self.on_event(event, mask(text, self.journal.secrets))
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

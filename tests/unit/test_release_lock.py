@@ -13,6 +13,7 @@ import pytest
 
 from module_utils.offline_rebuild.errors import OfflineRebuildError
 from module_utils.offline_rebuild.lock import Lock
+from module_utils.offline_rebuild.lock import holder as who_holds
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -113,6 +114,43 @@ def test_a_child_that_does_not_end_is_an_error(tmp_path: Path) -> None:
             Lock.acquire(str(tmp_path), "shop", wait=0)
     finally:
         child.communicate()
+
+
+def test_who_holds_it_can_be_asked_without_a_trace(tmp_path: Path) -> None:
+    assert who_holds(str(tmp_path), "shop") is None
+    assert list(tmp_path.iterdir()) == []
+    process, _ = holder(tmp_path)
+    try:
+        before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+        found = who_holds(str(tmp_path), "shop")
+        assert found is not None
+        assert (found.operator, found.why, found.change_id, found.pid) == ("ann", "rebuild", "C7", process.pid)
+        assert (found.state, found.note) == ("running", "")
+        assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+    finally:
+        end(process)
+    found = who_holds(str(tmp_path), "shop")
+    assert found is not None
+    assert (found.state, found.note) == ("stale", "its process is gone")
+    Lock.acquire(str(tmp_path), "shop").release()
+    assert who_holds(str(tmp_path), "shop") is None
+
+
+def test_a_child_that_a_run_left_at_work_is_seen(tmp_path: Path) -> None:
+    lock = Lock.acquire(str(tmp_path), "shop", "ann")
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=lock.guard)
+    owner = tmp_path / "locks" / "shop.lock" / "owner.json"
+    owner.write_text(json.dumps({**json.loads(owner.read_text()), "start": "1"}))  # as if the run were gone
+    lock.guard.close()
+    try:
+        found = who_holds(str(tmp_path), "shop")
+        assert found is not None
+        assert (found.operator, found.state) == ("ann", "left-over")
+    finally:
+        child.communicate()
+    found = who_holds(str(tmp_path), "shop")
+    assert found is not None
+    assert found.state == "stale"
 
 
 def test_many_at_once_one_wins(tmp_path: Path) -> None:

@@ -103,6 +103,33 @@ def test_readme_equals_playbook(readme: str) -> None:
     assert {name: default for name, (_, default) in table(readme, "playbook variables").items()} == found
 
 
+@pytest.mark.parametrize("readme", READMES)
+def test_readme_equals_status_playbooks(readme: str) -> None:
+    found: Dict[str, str] = {}
+    for name in ("status.yml", "logs.yml"):
+        text = (ROOT / "playbooks" / name).read_text(encoding="utf-8")
+        found.update(re.findall(r"\b(offline_rebuild_\w+) \| default\(([^,]+), true\)", text))
+    assert {name: d.replace('"', "'") for name, (_, d) in table(readme, "status variables").items()} == found
+
+
+def test_status_is_asked_with_the_roles_variables(spec: Dict[str, Dict[str, Any]]) -> None:
+    """The same project, whatever is asked; and every option of the module is given."""
+    (call,) = [t["rebuild_status"] for t in load(ROLE / "tasks" / "status.yml") if "rebuild_status" in t]
+    tree = ast.parse((ROOT / "library" / "rebuild_status.py").read_text(encoding="utf-8"))
+    (source,) = [
+        n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "DOCUMENTATION"
+    ]
+    options = yaml.safe_load(ast.literal_eval(source))["options"]
+    assert set(call) == set(options)
+    (given,) = [
+        n.value for n in tree.body if isinstance(n, ast.AnnAssign) and getattr(n.target, "id", "") == "ARGUMENT_SPEC"
+    ]
+    documented = {k: {x: y for x, y in v.items() if x != "description"} for k, v in options.items()}
+    assert ast.literal_eval(given) == documented
+    for name in set(call) & {key[len(PREFIX) :] for key in spec}:
+        assert re.match(rf"\{{\{{ {PREFIX}{name}( \||\s*\}}\}})", call[name]), name
+
+
 def test_role_equals_module(spec: Dict[str, Dict[str, Any]], module_spec: Dict[str, Dict[str, Any]]) -> None:
     names = {name[len(PREFIX) :] for name in spec}
     assert names - PUSH == set(module_spec) - FILLED

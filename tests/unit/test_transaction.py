@@ -34,7 +34,7 @@ def state(service: str, status: str = "running", code: int = 0) -> ContainerStat
 def work(tmp_path: Path) -> transaction._Transaction:
     lock = Lock.acquire(str(tmp_path), "shop")
     options = transaction.Options(state_dir=str(tmp_path))
-    made = transaction._Transaction(Docker(), PROJECT, options, transaction._unheard, lock)
+    made = transaction._Transaction(Docker(), PROJECT, options, transaction.unheard, lock)
     lock.release()
     return made
 
