@@ -23,7 +23,7 @@ from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, Outcome, State, Step, hidden_by_env
 from .thin import ThinLayer, write_layer
 
-__all__ = ["Derived", "blocked_reason", "derive", "remaining", "way_of"]
+__all__ = ["Derived", "blocked_reason", "derive", "remaining", "way_of", "with_triggers"]
 
 #: RUNs that fetch from a network: package managers and downloads.
 _NETWORK = re.compile(
@@ -52,6 +52,8 @@ class Derived:
     :param tags: name under :data:`graft.REGISTRY` to id of a present image.
     :param target: the stage to build.
     :param final: the graft that *is* the result, when no instruction remains.
+    :param onbuild: triggers that the target has from before the cut. A graft has none, since ``FROM`` would run them;
+        the result gets them back (:func:`with_triggers`).
     """
 
     text: str
@@ -59,6 +61,7 @@ class Derived:
     tags: Mapping[str, str]
     target: str
     final: Optional[ImageDocument] = None
+    onbuild: Tuple[str, ...] = ()
 
 
 def remaining(analyzer: Analyzer) -> List[Tuple[StageReuse, int]]:
@@ -233,10 +236,10 @@ def derive(analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, 
         final = stage.timeline.index == analyzer.target and cut == len(stage.timeline.steps)
         extra = labels if final else {}
         if layer is not None:
-            grafts.append(thin_document(stage, layer, created, run_time, folder, extra))
+            grafts.append(thin_document(stage, layer, created, run_time, folder, extra, final))
             origin = grafts[-1].ref
         else:
-            origin = _origin(stage, cut, created, grafts, tags, extra)
+            origin = _origin(stage, cut, created, grafts, tags, extra, final)
         lines: List[str] = []
         if stage.alignment is not None:
             state = layer.state if layer is not None else stage.alignment.states[cut]
@@ -255,7 +258,26 @@ def derive(analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, 
     header = _directives(analyzer)
     metas = [i.raw.rstrip("\n") for i in analyzer.build.dockerfile.meta_args]
     text = "\n".join([*header, *metas, *blocks]) + "\n"
-    return Derived(text, tuple(grafts), tags, alias[analyzer.target], result)
+    return Derived(text, tuple(grafts), tags, alias[analyzer.target], result, _triggers_before(analyzer, target, cut))
+
+
+def _triggers_before(analyzer: Analyzer, stage: StageReuse, cut: int) -> Tuple[str, ...]:
+    """The triggers that the last stage of the chain has set before the cut; those of a parent have run by then."""
+    layer, _ = analyzer.thin(stage.timeline.index)
+    if stage.alignment is None:
+        return ()
+    state = layer.state if layer is not None else stage.alignment.states[cut]
+    own = cut > 0 and stage.timeline.steps[cut - 1].stage == stage.timeline.chain[-1]
+    return tuple(state.config.get("OnBuild") or ()) if own else ()
+
+
+def with_triggers(image: Image, triggers: Sequence[str]) -> ImageDocument:
+    """A built image with these triggers before those that it has. Its history has them already."""
+    section = dict(image.config.get("config") or {})
+    section["OnBuild"] = [*triggers, *(section.get("OnBuild") or ())]
+    config = {**image.config, "config": section}
+    digest = sha256(json.dumps([image.id, section["OnBuild"]]).encode()).split(":")[1][:32]
+    return document(f"{REGISTRY}/graft:{digest}", config, image, len(image.diff_ids))
 
 
 def _directives(analyzer: Analyzer) -> List[str]:
@@ -298,10 +320,10 @@ def _parts(stage: StageReuse, cut: int) -> List[List[Step]]:
 
 def _origin(
     stage: StageReuse, cut: int, created: str, grafts: List[ImageDocument], tags: Dict[str, str],
-    labels: Mapping[str, str],
+    labels: Mapping[str, str], final: bool,
 ) -> str:  # fmt: skip
     if stage.alignment is not None:
-        made = graft_document(stage, cut, created, labels)
+        made = graft_document(stage, cut, created, labels, final)
         grafts.append(made)
         return made.ref
     if stage.timeline.base == "scratch":
@@ -316,22 +338,28 @@ def _tagged(image: Image, tags: Dict[str, str]) -> str:
     return name
 
 
-def graft_document(stage: StageReuse, cut: int, created: str, labels: Mapping[str, str]) -> ImageDocument:
-    """The image at the reuse point: the ancestor's layers up to there and the config as BuildKit has it there."""
+def graft_document(
+    stage: StageReuse, cut: int, created: str, labels: Mapping[str, str], final: bool = False
+) -> ImageDocument:
+    """The image at the reuse point: the ancestor's layers up to there and the config as BuildKit has it there.
+
+    :param final: it is the result; otherwise it has no triggers, which a ``FROM`` would run.
+    """
     alignment = stage.alignment
     assert alignment is not None
     image = alignment.image
     position = alignment.positions[cut]
     layers = sum(1 for entry in image.history[:position] if entry.layer is not None)
-    config = _config_of(image, alignment.states[cut], created, labels)
+    config = _config_of(image, alignment.states[cut], created, labels, final)
     config["history"] = list(image.config.get("history") or [])[:position]
     digest = sha256(json.dumps([image.id, position, config], sort_keys=True).encode()).split(":")[1][:32]
     return document(f"{REGISTRY}/graft:{digest}", config, image, layers)
 
 
 def thin_document(
-    stage: StageReuse, layer: ThinLayer, created: str, run_time: int, folder: str, labels: Mapping[str, str]
-) -> ImageDocument:
+    stage: StageReuse, layer: ThinLayer, created: str, run_time: int, folder: str, labels: Mapping[str, str],
+    final: bool = False,
+) -> ImageDocument:  # fmt: skip
     """The image with a thin layer on the ancestor's layers: the same bytes for the same ancestor, tree and time."""
     alignment = stage.alignment
     assert alignment is not None
@@ -341,7 +369,7 @@ def thin_document(
         with open(path, "wb") as stream:
             diff_id, size = write_layer(layer, stream, run_time)
         carried.append(Carried(diff_id, size, path))
-    config = _config_of(alignment.image, layer.state, created, labels)
+    config = _config_of(alignment.image, layer.state, created, labels, final)
     config["history"] = layer.history(list(alignment.image.config.get("history") or []), created)
     digest = sha256(json.dumps([alignment.image.id, config, [c.diff_id for c in carried]], sort_keys=True).encode())
     return document(
@@ -349,13 +377,15 @@ def thin_document(
     )
 
 
-def _config_of(image: Image, state: State, created: str, labels: Mapping[str, str]) -> Dict[str, Any]:
+def _config_of(image: Image, state: State, created: str, labels: Mapping[str, str], final: bool) -> Dict[str, Any]:
     config: Dict[str, Any] = {
         key: image.config[key] for key in ("architecture", "os", "variant", "os.version") if key in image.config
     }
     if state.author:
         config["author"] = state.author
     config["config"] = {k: v for k, v in state.config.items() if v is not None or k in ("Cmd", "Entrypoint", "OnBuild")}
+    if not final:
+        config["config"].pop("OnBuild", None)
     if labels:
         config["config"]["Labels"] = {**(config["config"].get("Labels") or {}), **labels}
     config["created"] = created

@@ -10,14 +10,14 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from typing import AbstractSet, Any, Dict, List, Mapping, Optional, Tuple
+from typing import AbstractSet, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from . import compose, graft
 from .ancestry import align
 from .cli import CommandFailed, Docker, parse_version
 from .compose import Build, Project, Service
 from .context import Context, diff
-from .derive import blocked_reason, derive, remaining, way_of
+from .derive import blocked_reason, derive, remaining, way_of, with_triggers
 from .dockerfile import parse
 from .errors import OfflineRebuildError
 from .files import write_atomic
@@ -333,7 +333,15 @@ class Planner:
         if not found:
             raise OfflineRebuildError("build-failed", f"the build of {service.name} left no image")
         self.store.learn(found[0])
+        if derived.onbuild:
+            return self._with_triggers(service, name, derived.onbuild)
         return str(found[0]["Id"])
+
+    def _with_triggers(self, service: Service, name: str, triggers: Sequence[str]) -> str:
+        built = self.store.find(name)
+        if built is None:
+            raise OfflineRebuildError("build-failed", f"the image that the build of {service.name} left cannot be read")
+        return graft.load(self.store, with_triggers(built, triggers))
 
     def _run_build(self, service: Service, analyzer: Analyzer, text: str, target: str, name: str) -> None:
         build = service.build
