@@ -221,6 +221,7 @@ class _Gate:
         self.one_shots = set(one_shots(project))
         self.ids: List[str] = []
         self.states: Dict[str, List[ContainerState]] = {}
+        self.looked = (time.time(), time.monotonic())
         self.running_since: Dict[Tuple[str, str], float] = {}
         self.probed: Dict[Tuple[str, str], bool] = {}
         self.next_probe: Dict[str, Tuple[float, float]] = {}
@@ -253,6 +254,7 @@ class _Gate:
 
     def _look(self) -> None:
         """One inspect of the known containers; they are listed again when one of them is gone."""
+        self.looked = (time.time(), time.monotonic())  # before the engine answers: a container may die meanwhile
         wanted = {service.name for service in self.services}
         states = inspect_containers(self.docker, self.ids) if self.ids else []
         if not states or len(states) != len(self.ids):
@@ -305,8 +307,8 @@ class _Gate:
 
     def _has_been_stable(self, state: ContainerState) -> Tuple[str, str]:
         """Time is counted from the container's own start (same host, same clock), or from when it was first seen."""
-        now = time.monotonic()
-        since = self.running_since.setdefault((state.id, state.started), now - _age(state.started))
+        wall, now = self.looked
+        since = self.running_since.setdefault((state.id, state.started), now - _age(state.started, wall))
         if now - since >= self.stable:
             return "ok", f"running without a restart for {self.stable:g} s"
         return "pending", f"running for {now - since:.1f} of {self.stable:g} s"
@@ -357,15 +359,15 @@ class _Gate:
         return GateResult(ok, reason, round(seconds, 3), healths, self.results)
 
 
-def _age(started: str) -> float:
-    """:returns: seconds since ``started`` (RFC 3339, UTC), 0 when it lies in the future or is not a time."""
+def _age(started: str, wall: float) -> float:
+    """:returns: seconds from ``started`` (RFC 3339, UTC) to ``wall``, 0 when it lies in the future or is not a time."""
     import calendar
 
     match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z$", started)
     if not match:
         return 0.0
     moment = calendar.timegm(time.strptime(match.group(1), "%Y-%m-%dT%H:%M:%S")) + float(match.group(2) or 0)
-    return max(0.0, time.time() - moment)
+    return max(0.0, wall - moment)
 
 
 def _own_test(docker: Docker, state: ContainerState) -> Tuple[bool, str]:

@@ -508,7 +508,7 @@ class _Transaction:
                 raise
             self.unwritten = error
         self.touched = self.touched or state == "swapping"
-        self._say(state, step, release.id)
+        self._say(state, step or release.note, release.id)
 
     def _finish(self, release: Release, state: str) -> Release:
         release.finished = round(time.time(), 3)

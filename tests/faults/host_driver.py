@@ -262,6 +262,7 @@ def op_look(given: Answer) -> Answer:
         "strange": strange,
         "volume": [volume["CreatedAt"], marker.read_text() if marker.exists() else ""],
         "states": _left(given),
+        "audit": op_audit({})["size"],
     }
 
 

@@ -83,18 +83,18 @@ def judge(site: Site, fault: Fault) -> Row:
     """Run one fault and hold what is left against what must be."""
     row, began = Row(fault.name), time.monotonic()
     try:
-        _settle(site, fault.ground)
-        _judge(site, fault, row)
+        _judge(site, fault, row, _settle(site, fault.ground))
     except Exception as error:  # noqa: BLE001 (a row that cannot be run is not survived, and the next one is)
         row.wrong.append(f"{type(error).__name__}: {error}")
     if row.wrong:
         site.broken = True
     row.seconds = time.monotonic() - began
+    print(f"{row.name} ({row.seconds:.0f} s): {'; '.join(row.wrong) or 'survived'}", flush=True)
     return row
 
 
-def _settle(site: Site, ground: str) -> None:
-    """The host as the row wants it, with the project serving and nothing to do."""
+def _settle(site: Site, ground: str) -> dict[str, Any]:
+    """The host as the row wants it, with the project serving and nothing to do. :returns: what is there."""
     site.to_ground(ground)
     if site.broken:
         site.start()
@@ -102,10 +102,11 @@ def _settle(site: Site, ground: str) -> None:
     look = site.call("look")
     assert look["served"] == site.version, f"the row before left {look}"
     assert not look["strange"], look["strange"]
+    return look
 
 
-def _judge(site: Site, fault: Fault, row: Row) -> None:
-    old, start, offset = site.version, site.call("look"), site.call("audit")["size"]
+def _judge(site: Site, fault: Fault, row: Row, start: dict[str, Any]) -> None:
+    old, offset = site.version, start["audit"]
     site.call("watch")
     seen = fault.act(site)
     row.seen = seen.text
@@ -115,10 +116,10 @@ def _judge(site: Site, fault: Fault, row: Row) -> None:
         row.wrong.append(f"after the fault {row.serves} is served, and not {old} or {site.version}")
     if seen.ended:
         _nothing_left(row, "after the faulty run", left)
-    _check_mode(site, row, "as the fault left it")
+    expected = _check_mode(site, row, "as the fault left it")
     if fault.mend is not None:
         fault.mend(site)
-    expected = _check_mode(site, row, "before the rerun")
+        expected = _check_mode(site, row, "before the rerun")
     _rerun(site, row, expected)
     final = site.call("look")
     row.serves += f" -> {final['served'] or 'nothing'}"
