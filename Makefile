@@ -22,8 +22,8 @@ SHELL_SCRIPTS = $(shell grep -lE '^\#!/(usr/)?bin/(env )?(ba)?sh' $$(git ls-file
 export PYTHONPATH := $(CURDIR)
 export ENGINE STORE
 
-.PHONY: help setup demo demo-down test test-all lint unit engine equality molecule test-scenario hosts hosts-down hosts-list \
-	bench-rebuild bench-context bench-thin pyz lock clean
+.PHONY: help setup demo demo-down test test-all test-faults lint unit engine faults equality molecule test-scenario \
+	hosts hosts-down hosts-list bench-rebuild bench-context bench-thin pyz lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,13 +39,14 @@ demo-down: ## remove all that the demo made
 
 # The engine and image store combinations
 TWO = trixie:classic testing:containerd
+FOUR = trixie:classic trixie:containerd testing:classic testing:containerd
 ALL = bookworm:classic trixie:classic trixie:containerd testing:classic testing:containerd
 
 test: export OFR_THIN_CASES ?= 40
-test: lint unit engine molecule equality ## lint, unit tests, parts on an engine, the main job, offline against full builds
+test: lint unit engine faults molecule equality ## lint, unit tests, parts on an engine, faults, the main job, offline against full builds
 
 test-all: export OFR_ENGINE_HOSTS = 1
-test-all: lint unit engine ## as test, with more random cases, on each of the five engine and image store combinations
+test-all: lint unit engine test-faults ## as test, with more random cases, on each of the five engine and image store combinations
 	@$(MAKE) --no-print-directory equality COMBINATIONS="$(ALL)"
 	for pair in $(ALL); do
 	    echo "== the main job on $$pair"
@@ -54,6 +55,18 @@ test-all: lint unit engine ## as test, with more random cases, on each of the fi
 
 engine: setup ## tests of single parts on a real engine
 	@$(PY) -m pytest tests/engine
+
+faults: setup ## the quick rows of the fault matrix
+	@$(PY) -m pytest -s -m quick tests/faults
+
+test-faults: COMBINATIONS = $(FOUR)
+test-faults: setup ## the fault matrix: what may happen to a run and its host (COMBINATIONS as below)
+	@rm -f results/faults.json
+	failed=0
+	for pair in $(COMBINATIONS); do
+	    OFR_ENGINE="$${pair%:*}" OFR_STORE="$${pair#*:}" $(PY) -m pytest -s tests/faults || failed=1
+	done
+	exit $$failed
 
 COMBINATIONS ?= $(TWO)
 equality: setup ## offline images against full builds (COMBINATIONS="engine:store ...")

@@ -5,19 +5,20 @@ The archive names layers that the engine has already and does not carry them (DE
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import re
 import tarfile
 from dataclasses import dataclass
-from typing import IO, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .cli import Docker
 from .errors import OfflineRebuildError
 from .image import Image, ImageStore, sha256
 
-__all__ = ["REGISTRY", "ImageDocument", "load", "remove_left_behind", "write_archive"]
+__all__ = ["REGISTRY", "ImageDocument", "Making", "load", "remove_left_behind", "write_archive"]
 
 #: Names under this are refused at once when an engine asks for them, instead of after a DNS time-out (fact 21).
 REGISTRY = "127.0.0.1:9/offline-rebuild"
@@ -183,6 +184,35 @@ def _load_streamed(docker: Docker, image: ImageDocument) -> None:
         write_archive(handle, image)
         handle.seek(0)
         docker.run("load", stdin=handle, guarded=True)
+
+
+class Making:
+    """A run that makes images. Names under :data:`REGISTRY` are shared by all projects of a host: a run that ends must
+    not take away what another one builds on, so it leaves that to the last one."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.path = os.path.join(state_dir, "locks", ".making.guard")  # no project's name begins with a dot
+        self._held: Optional[IO[bytes]] = None
+
+    def begin(self) -> None:
+        """Others leave the names alone from now on."""
+        if self._held is None:
+            self._held = self._open()
+            fcntl.flock(self._held, fcntl.LOCK_SH)
+
+    def end(self, last: Callable[[], object]) -> None:
+        """Call ``last`` unless another run is making."""
+        held, self._held = self._held or self._open(), None
+        with held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            last()
+
+    def _open(self) -> IO[bytes]:
+        os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+        return open(self.path, "a+b")
 
 
 def remove_left_behind(docker: Docker) -> List[str]:

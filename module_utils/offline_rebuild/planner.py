@@ -83,6 +83,7 @@ class Planner:
         self._running = RunningLayers(docker, self.store.layers) if self.store.content_dir is not None else None
         #: Thin layers and derived Dockerfiles of a run; here the next run finds what a killed one left, unlike in /tmp.
         self.work = os.path.join(settings.state_dir, "work", project.name)
+        self._making = graft.Making(settings.state_dir)
         self._readers: Dict[str, LayerReader] = {}
         self._analyzers: Dict[str, Analyzer] = {}
         self._contexts: Dict[Tuple[str, str], Context] = {}
@@ -305,6 +306,7 @@ class Planner:
             tuple(sorted(analyzer.build.args.items())),
             tuple(sorted(build.labels.items())),
         )
+        self._making.begin()
         if key not in self._made:
             image_id = self._make(service, analyzer)
             self._record(analyzer, image_id)
@@ -438,7 +440,7 @@ class Planner:
     def clean(self) -> None:
         """Take away the names and files that making left, now or in a run that was cut off; the layers that are in use
         stay. What was known of the host's images is forgotten."""
-        graft.remove_left_behind(self.docker)
+        self._making.end(lambda: graft.remove_left_behind(self.docker))
         shutil.rmtree(self.work, ignore_errors=True)
         self.store.forget()
         self._analyzers.clear()

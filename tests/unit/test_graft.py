@@ -17,6 +17,7 @@ from module_utils.offline_rebuild.graft import (
     DOCKER_MANIFEST,
     REGISTRY,
     Carried,
+    Making,
     document,
     encode,
     load,
@@ -146,3 +147,16 @@ def test_only_our_own_names_are_removed(tmp_path: Path) -> None:
     calls = (tmp_path / "calls").read_text().splitlines()
     assert f"reference={REGISTRY}/*" in calls[0]
     assert calls[1] == f"image rm --no-prune {REGISTRY}/graft:x"
+
+
+def test_the_last_run_that_makes_images_takes_the_names_away(tmp_path: Path) -> None:
+    first, second, removed = Making(str(tmp_path)), Making(str(tmp_path)), []
+    first.begin()
+    second.begin()
+    second.begin()
+    first.end(lambda: removed.append("first"))
+    assert removed == []
+    second.end(lambda: removed.append("second"))
+    assert removed == ["second"]
+    first.end(lambda: removed.append("first, with nothing made"))
+    assert len(removed) == 2
