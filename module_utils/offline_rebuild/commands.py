@@ -47,11 +47,13 @@ class Option:
     """An option of the command line.
 
     :param kind: ``one``, ``many`` or ``number`` value, or ``flag``.
+    :param choices: the values that it may have; empty: any.
     """
 
     flags: Tuple[str, ...]
     kind: str = "one"
     meta: str = ""
+    choices: Tuple[str, ...] = ()
 
 
 #: By the name of the field of :class:`run.Request`, where there is such a field.
@@ -62,7 +64,8 @@ OPTIONS: Mapping[str, Option] = {
     "profiles": Option(("--profile",), "many", "NAME"),
     "project_name": Option(("-p", "--project-name"), meta="NAME"),
     "build_args": Option(("--build-arg",), "many", "NAME[=VALUE]"),
-    "evidence": Option(("--evidence",), meta="LEVEL"),
+    "evidence": Option(("--evidence",), meta="LEVEL", choices=("recorded", "observed", "assumed")),
+    "modes": Option(("--modes",), meta="WHOSE", choices=("exact", "image")),
     "state_dir": Option(("--state-dir",), meta="DIR"),
     "health_checks": Option(("--health-check",), "many", "URL"),
     "gate_timeout": Option(("--gate-timeout",), "number", "SECONDS"),
@@ -78,7 +81,7 @@ OPTIONS: Mapping[str, Option] = {
     "help": Option(("-h", "--help"), "flag"),
 }
 _PROJECT = ("project_src", "compose_files", "env_files", "profiles", "project_name", "state_dir")
-_BUILD = (*_PROJECT, "build_args", "evidence")
+_BUILD = (*_PROJECT, "build_args", "evidence", "modes")
 _RUN = (*_BUILD, "health_checks", "gate_timeout", "keep_releases", "change_id", "operator")
 _COMMON = ("json", "options", "help")
 
@@ -120,6 +123,8 @@ def _plan_lines(outcome: Outcome, detail: bool) -> List[str]:
     if outcome.failed:
         return [*lines, "blocked; nothing was touched"]
     names = ", ".join(s.service for s in outcome.plan.services if s.changed)
+    if outcome.changed and not outcome.plan.changed:  # a run that was cut off is to be finished
+        return [*lines, outcome.msg]
     return [*lines, f"a rebuild would change {names}" if names else "a rebuild would change nothing"]
 
 
@@ -264,6 +269,8 @@ def parse(argv: Sequence[str], program: str) -> Tuple[Optional[str], argparse.Na
             more.update(action="append", default=[])
         elif option.kind == "number":
             more["type"] = _number
+        if option.choices:
+            more["choices"] = option.choices
         parser.add_argument(*option.flags, **more)
     parser.add_argument("arguments", nargs="*")
     given = parser.parse_intermixed_args(_with_files(rest, parser.prog))
@@ -321,8 +328,6 @@ def request_of(
     more["project_src"] = os.path.abspath(more.get("project_src") or os.curdir)
     if "state_dir" in more:
         more["state_dir"] = os.path.abspath(more["state_dir"])
-    if more.get("evidence", "assumed") not in ("recorded", "observed", "assumed"):
-        raise OfflineRebuildError("usage", f"--evidence: {more['evidence']!r}", "give recorded, observed or assumed")
     more["build_args"] = _build_args(more.get("build_args", ()), environ)
     more["health_checks"] = [_health_check(text) for text in more.get("health_checks", ())]
     if "operator" not in more:

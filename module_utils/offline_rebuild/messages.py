@@ -58,19 +58,23 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
     "option.profiles": ("active compose profile; may be repeated", "启用的 compose profile；可重复"),
     "option.project_name": ("the compose project's name", "compose 项目名"),
     "option.build_args": (
-        "build argument; without a value it is taken from the environment; may be repeated",
+        "build argument; without a value: the environment's; may be repeated",
         "构建参数；不写值则取自环境变量；可重复",
     ),
     "option.evidence": (
         "the least evidence accepted: recorded, observed or assumed (default)",
         "可接受的最低依据：recorded、observed 或 assumed（默认）",
     ),
+    "option.modes": (
+        "file modes that count: exact, the tree's (default); image, the image's",
+        "以谁的文件权限为准：exact，目录里的（默认）；image，镜像里的",
+    ),
     "option.state_dir": (
         "where releases and records are kept; default: /var/lib/offline-rebuild",
         "保存发布和记录的目录；默认 /var/lib/offline-rebuild",
     ),
     "option.health_checks": (
-        "URL that must answer with 200 to 299, or tcp://HOST:PORT; may be repeated",
+        "URL that answers with 200 to 299, or tcp://HOST:PORT; may be repeated",
         "必须返回 200 到 299 的网址，或 tcp://主机:端口；可重复",
     ),
     "option.gate_timeout": (

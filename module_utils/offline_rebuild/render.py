@@ -213,6 +213,8 @@ def layer_lines(found: Sequence[ServiceLayers]) -> List[str]:
         for line in item.lines:
             place = f":{line.line}" if line.line else "ONBUILD"
             rows.append([place, _USES[line.use], size(line.size), line.text])
+        if item.thin_size is not None:
+            rows.append(["", "", size(item.thin_size), "(thin layer of an earlier run: what COPY and ADD wrote then)"])
         lines += [f"  {line}" for line in table(rows)]
         if item.reason:
             lines.append(f"  reason: {item.reason}")

@@ -184,6 +184,8 @@ class ServiceLayers:
 
     :param ancestor: that image's name, ``""`` if there is none.
     :param base: FROM's name; ``base_size`` the bytes of its layers inside the ancestor.
+    :param thin_size: bytes of the thin layer that an earlier run put on the ancestor: what COPY and ADD wrote then lies
+        in it as far as it differs from their own layers. ``None`` if there is none.
     :param reason: why the first instruction that is not reused is not.
     """
 
@@ -196,6 +198,7 @@ class ServiceLayers:
     base: str
     base_line: int
     base_size: Optional[int]
+    thin_size: Optional[int]
     reason: str
     lines: Tuple[LayerLine, ...] = ()
 
@@ -519,6 +522,7 @@ def _masked(item: ServiceLayers, secrets: Sequence[str]) -> ServiceLayers:
 
 def _layers_of(planner: Any, service: Any) -> ServiceLayers:
     from .derive import reuse_point
+    from .history import THIN_COMMENT
 
     analyzer = planner.analyzer(service)
     stage = analyzer.stage(analyzer.target)
@@ -526,13 +530,18 @@ def _layers_of(planner: Any, service: Any) -> ServiceLayers:
     layer, _ = analyzer.thin(analyzer.target)
     sizes: List[Optional[int]] = [None] * len(timeline.steps)
     base_size: Optional[int] = None
+    thin_size: Optional[int] = None
     if alignment is not None:
+        entries = alignment.image.history
         history = _histories(planner.docker, [alignment.image.id]).get(alignment.image.id, [])
-        if len(history) == len(alignment.image.history):
+        if len(history) == len(entries):
+            thin = [entry.comment == THIN_COMMENT for entry in entries]
+            thin_size = sum(entry[2] for entry, is_thin in zip(history, thin) if is_thin) if any(thin) else None
             base_size = sum(entry[2] for entry in history[: alignment.boundary])
-            for place in range(alignment.matched):
-                begin, end = alignment.positions[place], alignment.positions[place + 1]
-                sizes[place] = sum(entry[2] for entry in history[begin:end])
+            places = settled(alignment.positions)
+            for place in range(min(alignment.matched, len(sizes))):
+                span = range(places[place], places[place + 1])
+                sizes[place] = sum(history[at][2] for at in span if not thin[at])
     cut = layer.start if layer is not None else reuse_point(stage)
     end = layer.end if layer is not None else cut
     lines = []
@@ -552,9 +561,20 @@ def _layers_of(planner: Any, service: Any) -> ServiceLayers:
         base=timeline.base,
         base_line=timeline.from_line,
         base_size=base_size,
+        thin_size=thin_size,
         reason=stage.reason,
         lines=tuple(lines),
     )
+
+
+def settled(positions: Sequence[int]) -> List[int]:
+    """Positions in a history with those that a record leaves out (-1, inside a thin layer) filled in: an instruction
+    leaves one entry, and none lies beyond the next position that is known."""
+    found: List[int] = []
+    for at, position in enumerate(positions):
+        after = next((p for p in positions[at:] if p >= 0), found[-1] + 1 if found else 0)
+        found.append(position if position >= 0 else min(found[-1] + 1 if found else 0, after))
+    return found
 
 
 def contexts(request: Request) -> List[ContextLine]:

@@ -81,6 +81,20 @@ def test_a_layer_that_several_images_begin_with_counts_once() -> None:
     assert status.shared_once([]) == 0
 
 
+@pytest.mark.parametrize(
+    ("positions", "filled"),
+    [
+        ((2, 3, 4), [2, 3, 4]),
+        ((2, 3, -1, 6), [2, 3, 4, 6]),
+        ((2, -1, -1, 3), [2, 3, 3, 3]),
+        ((2, -1, -1), [2, 3, 4]),
+        ((2,), [2]),
+    ],
+)
+def test_places_inside_a_thin_layer_are_filled_in(positions: tuple[int, ...], filled: list[int]) -> None:
+    assert status.settled(positions) == filled
+
+
 def test_docker_history_is_read_oldest_first() -> None:
     said = b'{"CreatedAt":"t1","CreatedBy":"CMD","Size":"0"}\n{"CreatedAt":"t0","CreatedBy":"ADD","Size":"4261550"}\n'
     assert status.parse_docker_history(said) == [("t0", "ADD", 4261550), ("t1", "CMD", 0)]
@@ -228,7 +242,7 @@ def test_layers_images_contexts_logs() -> None:
         status.LayerLine(0, "RUN more", None, "build"),
     )
     layers = status.ServiceLayers(
-        "web", "web:1", "Dockerfile", "0", "web:1", "observed", "base:1", 1, 10**8, "app.py differs", lines
+        "web", "web:1", "Dockerfile", "0", "web:1", "observed", "base:1", 1, 10**8, 64, "app.py differs", lines
     )
     assert render.layer_lines([layers]) == [
         "web: Dockerfile, stage 0: in web:1, evidence: observed",
@@ -237,6 +251,7 @@ def test_layers_images_contexts_logs() -> None:
         "  :3       thin layer   5kB    COPY . .",
         '  :4       config only  0B     CMD ["x"]',
         "  ONBUILD  runs         -      RUN more",
+        "                        64B    (thin layer of an earlier run: what COPY and ADD wrote then)",
         "  reason: app.py differs",
     ]
     assert "no image holds its beginning" in render.layer_lines([replace(layers, ancestor="")])[0]
