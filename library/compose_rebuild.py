@@ -96,6 +96,10 @@ options:
     description: Seconds since the epoch, given once by the controller for all hosts of the run; the host's clock if 0.
     type: int
     default: 0
+  advise:
+    description: Whether to look for what could be better in the Dockerfiles and build contexts; it costs time.
+    type: bool
+    default: false
   action:
     description: V(rebuild), or V(prime) to record the untouched tree as what the images hold.
     type: str
@@ -136,6 +140,15 @@ primed:
   returned: when O(action=prime)
   type: list
   elements: dict
+advice:
+  description: What could be better, in the schema of module_utils/offline_rebuild/advice.py.
+  returned: when O(advise=true)
+  type: list
+  elements: dict
+dockerfiles:
+  description: The Dockerfiles' texts by name, values that look like secrets masked, for other tools.
+  returned: when O(advise=true), on success
+  type: dict
 msg:
   description: One line for the operator.
   returned: always
@@ -167,6 +180,7 @@ ARGUMENT_SPEC = {
     "change_id": {"type": "str", "default": ""},
     "operator": {"type": "str", "default": ""},
     "run_time": {"type": "int", "default": 0},
+    "advise": {"type": "bool", "default": False},
     "action": {"type": "str", "choices": ["rebuild", "prime"], "default": "rebuild"},
 }
 

@@ -216,7 +216,7 @@ class Planner:
         assert build is not None
         _check_build(service, build)
         context = self.context(build)
-        source = self._dockerfile(build)
+        source = self.dockerfile(build)
         args = {key: value for key, value in build.args.items() if value is not None}
         args.update(self.settings.build_args)
         engine = self.store.info.platform
@@ -236,7 +236,11 @@ class Planner:
         )
 
     @staticmethod
-    def _dockerfile(build: Build) -> bytes:
+    def dockerfile(build: Build) -> bytes:
+        """:returns: the Dockerfile's bytes.
+
+        :raises OfflineRebuildError: ``dockerfile-missing``.
+        """
         if build.inline is not None:
             return build.inline.encode("utf-8", "surrogateescape")
         try:

@@ -36,7 +36,10 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Seque
 
 from .errors import OfflineRebuildError
 
-__all__ = ["FINISHED", "STATES", "Journal", "Release", "Retention", "ServiceRecord", "mask", "retention", "secrets_of"]
+__all__ = [
+    "FINISHED", "STATES", "Journal", "Release", "Retention", "ServiceRecord", "is_secret_name", "mask", "retention",
+    "secrets_of",
+]  # fmt: skip
 
 SCHEMA = 1
 STATES = ("planning", "making", "swapping", "gating", "rolling_back", "done", "rolled_back", "failed")
@@ -410,6 +413,11 @@ def secrets_of(model: Any) -> List[str]:
         walk(service.get("environment") or {})
         walk(service.get("labels") or {})
     return sorted(found)
+
+
+def is_secret_name(name: str) -> bool:
+    """:returns: whether a variable's name says that its value is secret."""
+    return _SECRET_NAME.search(name) is not None
 
 
 def mask(value: Any, secrets: Iterable[str] = ()) -> Any:

@@ -49,6 +49,7 @@ class Request:
     operator: str = ""
     run_time: int = 0
     action: str = "rebuild"
+    advise: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Outcome:
     """What came of it.
 
     :param timings: seconds per phase.
+    :param advice: what could be better in Dockerfiles and build contexts, where it was asked for (advice.py).
+    :param dockerfiles: with the advice, the Dockerfiles' texts by name, secrets masked.
     """
 
     changed: bool
@@ -66,6 +69,8 @@ class Outcome:
     primed: Optional[Sequence[Mapping[str, Any]]] = None
     error: Optional[Mapping[str, Any]] = None
     timings: Mapping[str, float] = field(default_factory=dict)
+    advice: Optional[Sequence[Mapping[str, Any]]] = None
+    dockerfiles: Optional[Mapping[str, str]] = None
 
     @property
     def diff(self) -> Optional[Mapping[str, str]]:
@@ -77,7 +82,7 @@ class Outcome:
     def to_dict(self) -> Dict[str, Any]:
         """:returns: the module's result, JSON-ready."""
         result: Dict[str, Any] = {"changed": self.changed, "msg": self.msg, "timings": dict(self.timings)}
-        for name in ("release", "primed", "error"):
+        for name in ("release", "primed", "error", "advice", "dockerfiles"):
             value = getattr(self, name)
             if value is not None:
                 result[name] = value
@@ -85,6 +90,7 @@ class Outcome:
             result["plan"] = self.plan.to_dict()
         if self.failed:  # Ansible prints all of a failed result: the message must not drown; the journal has the rest
             result.pop("plan", None)
+            result.pop("dockerfiles", None)
             result.pop("timings")
             if self.release is not None:
                 result["release"] = {key: self.release[key] for key in ("id", "state", "note")}
@@ -128,8 +134,19 @@ def _execute(request: Request, on_event: transaction.OnEvent) -> Outcome:
         if plan.changed and not plan.blocked:
             _preflight(info, plan, request)
         timings = {"plan": round(time.monotonic() - clock, 3)}
-        return _with_unfinished(_planned(plan, timings), Journal(request.state_dir, planner.project.name))
-    return _carry_out(request, docker, planner, clock, on_event)
+        journal = Journal(request.state_dir, planner.project.name)
+        return _advised(request, planner, _with_unfinished(_planned(plan, timings), journal))
+    return _advised(request, planner, _carry_out(request, docker, planner, clock, on_event))
+
+
+def _advised(request: Request, planner: Planner, outcome: Outcome) -> Outcome:
+    """The outcome with the advice, where it was asked for. The swap is over by then, so that nothing waits for it."""
+    if not request.advise:
+        return outcome
+    from . import lint
+
+    advice = [one.to_dict() for one in lint.collect(planner, run_check=not request.check)]
+    return replace(outcome, advice=advice, dockerfiles=lint.dockerfiles(planner))
 
 
 def _planned(plan: Plan, timings: Mapping[str, float]) -> Outcome:
