@@ -135,6 +135,14 @@ release:
   description: The release that was made, in the schema of module_utils/offline_rebuild/release.py.
   returned: when something changed
   type: dict
+images:
+  description:
+    - Per service whose image was made its RV(images[].way), the digest RV(images[].inputs) of all that went in, the
+      RV(images[].ancestor_digest), and the RV(images[].config_digest) and RV(images[].layers) of the image. Hosts that
+      agree in the first three by C(assemble) have the same image.
+  returned: when something changed
+  type: list
+  elements: dict
 primed:
   description: Per service whether its tree is recorded, and why not.
   returned: when O(action=prime)

@@ -5,7 +5,8 @@ Schema (``Plan.to_dict``), version 1::
     {"schema": 1, "project": str, "engine": str, "store": str, "changed": bool,
      "services": [{"service", "image", "action", "way", "reasons": [str], "files": [{"path", "kind", "what": [str],
        "note", "mend"}], "dockerfile", "reused", "total", "start": {"line", "text"} | null, "evidence",
-       "assumed": [str], "ancestor", "image_before", "stages": [...], "mend", "image_modes": [str],
+       "assumed": [str], "ancestor", "ancestor_digest", "inputs",
+       "image_before", "stages": [...], "mend", "image_modes": [str],
        "image_modes_total"}]}
 """
 
@@ -79,6 +80,8 @@ class ServicePlan:
     :param reasons: sentences for the operator, the weightiest first; for ``blocked`` the remedy is among them.
     :param evidence: the weakest evidence that the plan rests on: ``recorded``, ``observed`` or ``assumed``.
     :param assumed: what was assumed, in words.
+    :param ancestor_digest: config digest of the ancestor.
+    :param inputs: digest of all that goes into the image: FROM's name, instructions, build arguments, files, labels.
     :param image_before: id of the image that the service's name stands for now, ``""`` if there is none.
     :param mend: one shell command that gives all files the modes and line ends that the image has; it concerns those
         that differ by mode, or by their line ends alone.
@@ -103,6 +106,8 @@ class ServicePlan:
     mend: str = ""
     image_modes: Tuple[str, ...] = ()
     image_modes_total: int = 0
+    ancestor_digest: str = ""
+    inputs: str = ""
 
     @property
     def changed(self) -> bool:

@@ -5,6 +5,7 @@ Planning reads only. Making loads grafts and builds; it never moves the service'
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from .dockerfile import parse
 from .errors import OfflineRebuildError
 from .files import write_atomic
 from .ignorefile import load as load_ignore
-from .image import Image, ImageStore, pull_remedy
+from .image import Image, ImageStore, pull_remedy, sha256
 from .later import Later
 from .layers import EvidenceStore, LayerReader
 from .places import RunningLayers
@@ -144,6 +145,8 @@ class Planner:
             evidence=target.evidence,
             assumed=target.assumed,
             ancestor=target.alignment.image.name if target.alignment else "",
+            ancestor_digest=target.alignment.image.config_digest if target.alignment else "",
+            inputs=_inputs(analyzer, service.build),
             image_before=before,
             stages=stages,
             mend=self._mend(service.build, analyzer) if any(change.mend for change in files) else "",
@@ -316,6 +319,22 @@ class Planner:
             self._record(analyzer, image_id)
             self._made[key] = image_id
         return self._made[key]
+
+    def made(self, planned: ServicePlan, image_id: str) -> Dict[str, Any]:
+        """What was made for a service, for the comparison of hosts.
+
+        :returns: ``service``, ``way``, ``inputs`` and ``ancestor_digest`` of its plan; ``config_digest`` and ``layers``
+            (diff_ids, bottom first) of its image.
+        """
+        image = self.store.find(image_id)
+        return {
+            "service": planned.service,
+            "way": planned.way,
+            "inputs": planned.inputs,
+            "ancestor_digest": planned.ancestor_digest,
+            "config_digest": image.config_digest if image is not None else "",
+            "layers": list(image.diff_ids) if image is not None else [],
+        }
 
     def _make(self, service: Service, analyzer: Analyzer) -> str:
         build = service.build
@@ -518,6 +537,15 @@ def _build_flags(build: Build, project: Project) -> List[str]:
     if build.no_cache:
         flags.append("--no-cache")
     return flags
+
+
+def _inputs(analyzer: Analyzer, build: Build) -> str:
+    """The digest of all that goes into a build's image; the same on every host with the same tree, whatever the times
+    of its files."""
+    keys, _ = analyzer.keys(analyzer.target)
+    timeline = analyzer.timelines[analyzer.target]
+    parts = [timeline.base, timeline.platform, keys[-1:], sorted(build.labels.items())]
+    return sha256(json.dumps(parts).encode())
 
 
 def _read(path: str) -> bytes:

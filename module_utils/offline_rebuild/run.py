@@ -56,6 +56,7 @@ class Request:
 class Outcome:
     """What came of it.
 
+    :param images: what was made, see :meth:`planner.Planner.made`.
     :param timings: seconds per phase.
     :param advice: what could be better in Dockerfiles and build contexts, where it was asked for (advice.py).
     :param dockerfiles: with the advice, the Dockerfiles' texts by name, secrets masked.
@@ -66,6 +67,7 @@ class Outcome:
     failed: bool = False
     plan: Optional[Plan] = None
     release: Optional[Mapping[str, Any]] = None
+    images: Optional[Sequence[Mapping[str, Any]]] = None
     primed: Optional[Sequence[Mapping[str, Any]]] = None
     error: Optional[Mapping[str, Any]] = None
     timings: Mapping[str, float] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Outcome:
     def to_dict(self) -> Dict[str, Any]:
         """:returns: the module's result, JSON-ready."""
         result: Dict[str, Any] = {"changed": self.changed, "msg": self.msg, "timings": dict(self.timings)}
-        for name in ("release", "primed", "error", "advice", "dockerfiles"):
+        for name in ("release", "images", "primed", "error", "advice", "dockerfiles"):
             value = getattr(self, name)
             if value is not None:
                 result[name] = value
@@ -92,6 +94,7 @@ class Outcome:
             result.pop("plan", None)
             result.pop("dockerfiles", None)
             result.pop("timings")
+            result.pop("images", None)
             if self.release is not None:
                 result["release"] = {key: self.release[key] for key in ("id", "state", "note")}
         return result
@@ -168,6 +171,7 @@ def _carry_out(
     request: Request, docker: Docker, planner: Planner, clock: float, on_event: transaction.OnEvent
 ) -> Outcome:
     plans: List[Plan] = []
+    images: List[Mapping[str, Any]] = []
     timings: Dict[str, float] = {"make": 0.0}
 
     def plan() -> Plan:
@@ -181,7 +185,9 @@ def _carry_out(
     def make(service: ServicePlan) -> str:
         began = time.monotonic()
         try:
-            return planner.make(service)
+            image_id = planner.make(service)
+            images.append(planner.made(service, image_id))
+            return image_id
         finally:
             timings["make"] = round(timings["make"] + time.monotonic() - began, 3)
 
@@ -211,7 +217,7 @@ def _carry_out(
     if release.state != "done":
         message = f"{release.state}: {release.note}"
         return Outcome(True, message, True, plans[-1], document, timings=timings)
-    return Outcome(True, _summary(plans[-1]), plan=plans[-1], release=document, timings=timings)
+    return Outcome(True, _summary(plans[-1]), plan=plans[-1], release=document, images=images, timings=timings)
 
 
 def of_system(error: OSError) -> OfflineRebuildError:
