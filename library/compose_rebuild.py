@@ -76,6 +76,28 @@ options:
     type: str
     choices: [exact, image]
     default: exact
+  reuse:
+    description:
+      - V(exact) makes only what a full build would give.
+      - With V(overlay), a service that cannot be made exact, since a RUN that needs a network would have to run again,
+        gets its new sources laid over the image as it is, if nothing but sources differs. The plan names the RUNs that
+        are not run again. Such an image is not exact and never counts as proof of anything.
+    type: str
+    choices: [exact, overlay]
+    default: exact
+  dependency_files:
+    description:
+      - Patterns of files, relative to the build context, that say what RUNs install; with O(reuse=overlay) none of them
+        may have changed. Files such as C(requirements*.txt), C(package*.json) and C(go.mod) are known by name.
+    type: list
+    elements: str
+    default: []
+  overlay_run:
+    description:
+      - RUNs that run again on top of an overlay, with no network; parts of their texts, or line numbers.
+    type: list
+    elements: str
+    default: []
   state_dir:
     description: Where records, releases and caches are kept on the host.
     type: path
@@ -183,6 +205,9 @@ ARGUMENT_SPEC = {
     "gate_timeout": {"type": "int", "default": 120},
     "evidence": {"type": "str", "choices": ["recorded", "observed", "assumed"], "default": "assumed"},
     "modes": {"type": "str", "choices": ["exact", "image"], "default": "exact"},
+    "reuse": {"type": "str", "choices": ["exact", "overlay"], "default": "exact"},
+    "dependency_files": {"type": "list", "elements": "str", "default": []},
+    "overlay_run": {"type": "list", "elements": "str", "default": []},
     "state_dir": {"type": "path", "default": "/var/lib/offline-rebuild"},
     "keep_releases": {"type": "int", "default": 3},
     "change_id": {"type": "str", "default": ""},

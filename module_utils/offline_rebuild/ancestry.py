@@ -10,7 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, FrozenSet, List, Mapping, Optional, Tuple
 
-from .history import NOP, THIN_COMMENT, config_at, is_certain, is_onbuild, is_redundant_arg, matches, names_label
+from .history import (
+    NOP,
+    OVERLAY_COMMENT,
+    THIN_COMMENT,
+    config_at,
+    is_certain,
+    is_onbuild,
+    is_redundant_arg,
+    matches,
+    names_label,
+)
 from .image import HistoryEntry, Image
 from .stage import BuildInput, Outcome, State, Timeline, dispatch, scratch_config, start_state
 
@@ -138,7 +148,8 @@ def _search(image: Image, timeline: Timeline, build: BuildInput, outer: Mapping[
     if not timeline.steps or len(image.history) > MOST_ENTRIES:
         return None
     best: List[Tuple[int, Alignment]] = []
-    for boundary in range(1, len(image.history)):
+    overlaid = (place for place, entry in enumerate(image.history) if entry.comment == OVERLAY_COMMENT)
+    for boundary in range(1, next(overlaid, len(image.history))):
         if not _starts(image, timeline, boundary):
             continue
         found = _at(image, timeline, build, outer, boundary, False)

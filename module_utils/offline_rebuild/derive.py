@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .context import mend_mode
@@ -64,6 +64,12 @@ class Derived:
     onbuild: Tuple[str, ...] = ()
 
 
+def needs_network(step: Step) -> bool:
+    """:returns: whether a RUN is one that is known to need a network."""
+    text = "\n".join([step.instruction.text, *(d.content for d in step.instruction.heredocs)])
+    return step.kind == "run" and bool(_NETWORK.search(text)) and not _OFFLINE.search(text)
+
+
 def remaining(analyzer: Analyzer) -> List[Tuple[StageReuse, int]]:
     """The stages that the build needs, in the order of the file, each with the instruction where the build starts.
 
@@ -113,7 +119,7 @@ def reuse_point(stage: StageReuse) -> int:
     return cut
 
 
-def _unsettled(stage: StageReuse, cut: int) -> str:
+def unsettled(stage: StageReuse, cut: int) -> str:
     """A field of the base's config that the history does not tell and that the stage does not set anew.
 
     What a RUN or COPY sees (user, directory, shell) must be set before the cut.
@@ -145,18 +151,17 @@ def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
         name = timeline.name or str(timeline.index)
         if stage.alignment is None and stage.base is None and timeline.base != "scratch":
             return _no_ancestor(analyzer, stage)
-        unsettled = _unsettled(stage, cut)
-        if unsettled:
+        lacking = unsettled(stage, cut)
+        if lacking:
             return (
-                f"{unsettled} of the base image {timeline.base} is not in its children's history",
+                f"{lacking} of the base image {timeline.base} is not in its children's history",
                 pull_remedy(timeline.base, timeline.platform),
             )
         if stage.alignment is not None and cut < len(stage.alignment.states):
             _carried_args(stage.alignment.states[cut], analyzer.build)  # raises for what cannot be carried
         for number, step in enumerate(timeline.steps[cut:], cut):
-            text = "\n".join([step.instruction.text, *(d.content for d in step.instruction.heredocs)])
             place = f"{analyzer.build.dockerfile.file}:{step.instruction.line}"
-            if step.kind == "run" and _NETWORK.search(text) and not _OFFLINE.search(text):
+            if needs_network(step):
                 return (
                     f"{place} {step.title} would have to run again and needs a network, because stage {name} is "
                     f"reusable only up to there: {_because(stage)}",
@@ -218,12 +223,15 @@ def _no_ancestor(analyzer: Analyzer, stage: StageReuse) -> Tuple[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def derive(analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, str]) -> Derived:
+def derive(
+    analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, str], gone: Iterable[str] = ()
+) -> Derived:
     """The derived Dockerfile and the grafts it stands on.
 
     :param run_time: seconds since the epoch that grafts and thin layers carry.
     :param folder: where thin layers are written.
     :param labels: the compose file's ``build.labels``, for a result that is made without a build.
+    :param gone: labels that the compose file gave the ancestor and no longer gives.
     """
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run_time))
     stages = remaining(analyzer)
@@ -234,7 +242,9 @@ def derive(analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, 
     for stage, cut in stages:
         layer, _ = analyzer.thin(stage.timeline.index)
         final = stage.timeline.index == analyzer.target and cut == len(stage.timeline.steps)
-        extra = labels if final else {}
+        extra: Dict[str, Optional[str]] = dict(labels) if final else {}
+        if stage.timeline.index == analyzer.target:
+            extra.update(dict.fromkeys(droppable(stage, gone)))
         if layer is not None:
             grafts.append(thin_document(stage, layer, created, run_time, folder, extra, final))
             origin = grafts[-1].ref
@@ -280,6 +290,52 @@ def with_triggers(image: Image, triggers: Sequence[str]) -> ImageDocument:
     return document(f"{REGISTRY}/graft:{digest}", config, image, len(image.diff_ids))
 
 
+def droppable(stage: StageReuse, gone: Iterable[str]) -> List[str]:
+    """:returns: those of the labels that neither the Dockerfile nor a base that is here sets."""
+    kept = set((stage.base.config.get("config") or {}).get("Labels") or {}) if stage.base is not None else set()
+    for outcome in stage.alignment.outcomes if stage.alignment is not None else ():
+        if outcome.expanded.keyword == "LABEL":
+            kept.update(key for key, _ in outcome.expanded.pairs)
+    return sorted(set(gone) - kept)
+
+
+def derive_overlay(
+    analyzer: Analyzer, stage: StageReuse, layer: ThinLayer, again: Sequence[int], run_time: int, folder: str,
+    labels: Mapping[str, Optional[str]],
+) -> Derived:  # fmt: skip
+    """The image with an overlay, and a Dockerfile for the RUNs that run again on it, if there are any.
+
+    Each of them runs in the state that it has in the whole file: metadata are given again from the first of them on.
+
+    :param stage: the target, beside the ancestor that the overlay stands on.
+    :param labels: as they are to be; without a value for those that go.
+    """
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run_time))
+    steps, alignment = stage.timeline.steps, stage.alignment
+    assert alignment is not None
+    if not again:
+        made = thin_document(stage, layer, created, run_time, folder, labels, final=True)
+        return Derived("", (made,), {}, "", made)
+    start = reuse_point(replace(stage, proven=again[0]))
+    state = alignment.states[start]
+    layer = replace(layer, state=state, created_by=())
+    made = thin_document(stage, layer, created, run_time, folder, {k: v for k, v in labels.items() if v is None})
+    tags: Dict[str, str] = {}
+    blocks: List[str] = []
+    origin, lines = made.ref, _carried_args(state, analyzer.build)
+    for number, part in enumerate(_parts(stage, start)):
+        name = f"offline-rebuild-overlay-{number}"
+        lines = [f"FROM {origin} AS {name}", *lines]
+        for step in part:
+            if step.kind in ("meta", "workdir") or any(step is steps[place] for place in again):
+                lines.append(_rewritten(step, {}, analyzer, tags))
+        blocks.append("\n".join(lines))
+        origin, lines = name, []
+    own = start > 0 and steps[start - 1].stage == stage.timeline.chain[-1]
+    triggers = tuple(state.config.get("OnBuild") or ()) if own else ()
+    return Derived("\n".join([*_directives(analyzer), *blocks]) + "\n", (made,), tags, origin, onbuild=triggers)
+
+
 def _directives(analyzer: Analyzer) -> List[str]:
     dockerfile = analyzer.build.dockerfile
     lines = [f"# escape={dockerfile.escape}"] if "escape" in dockerfile.directives else []
@@ -320,7 +376,7 @@ def _parts(stage: StageReuse, cut: int) -> List[List[Step]]:
 
 def _origin(
     stage: StageReuse, cut: int, created: str, grafts: List[ImageDocument], tags: Dict[str, str],
-    labels: Mapping[str, str], final: bool,
+    labels: Mapping[str, Optional[str]], final: bool,
 ) -> str:  # fmt: skip
     if stage.alignment is not None:
         made = graft_document(stage, cut, created, labels, final)
@@ -339,7 +395,7 @@ def _tagged(image: Image, tags: Dict[str, str]) -> str:
 
 
 def graft_document(
-    stage: StageReuse, cut: int, created: str, labels: Mapping[str, str], final: bool = False
+    stage: StageReuse, cut: int, created: str, labels: Mapping[str, Optional[str]], final: bool = False
 ) -> ImageDocument:
     """The image at the reuse point: the ancestor's layers up to there and the config as BuildKit has it there.
 
@@ -357,8 +413,8 @@ def graft_document(
 
 
 def thin_document(
-    stage: StageReuse, layer: ThinLayer, created: str, run_time: int, folder: str, labels: Mapping[str, str],
-    final: bool = False,
+    stage: StageReuse, layer: ThinLayer, created: str, run_time: int, folder: str,
+    labels: Mapping[str, Optional[str]], final: bool = False,
 ) -> ImageDocument:  # fmt: skip
     """The image with a thin layer on the ancestor's layers: the same bytes for the same ancestor, tree and time."""
     alignment = stage.alignment
@@ -377,7 +433,10 @@ def thin_document(
     )
 
 
-def _config_of(image: Image, state: State, created: str, labels: Mapping[str, str], final: bool) -> Dict[str, Any]:
+def _config_of(
+    image: Image, state: State, created: str, labels: Mapping[str, Optional[str]], final: bool
+) -> Dict[str, Any]:
+    """The config of an image that is written here; a label without a value is taken out."""
     config: Dict[str, Any] = {
         key: image.config[key] for key in ("architecture", "os", "variant", "os.version") if key in image.config
     }
@@ -387,7 +446,8 @@ def _config_of(image: Image, state: State, created: str, labels: Mapping[str, st
     if not final:
         config["config"].pop("OnBuild", None)
     if labels:
-        config["config"]["Labels"] = {**(config["config"].get("Labels") or {}), **labels}
+        all_labels = {**(config["config"].get("Labels") or {}), **labels}
+        config["config"]["Labels"] = {key: value for key, value in all_labels.items() if value is not None}
     config["created"] = created
     return config
 

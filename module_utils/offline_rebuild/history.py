@@ -15,7 +15,16 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Sequence, Tupl
 from .image import HistoryEntry, Image
 from .stage import DEFAULT_PATH, Outcome, Step, join_workdir, set_env, split_env
 
-__all__ = ["STEP_COMMENT", "THIN_COMMENT", "UNKNOWN", "config_at", "is_redundant_arg", "matches", "touches"]
+__all__ = [
+    "OVERLAY_COMMENT",
+    "STEP_COMMENT",
+    "THIN_COMMENT",
+    "UNKNOWN",
+    "config_at",
+    "is_redundant_arg",
+    "matches",
+    "touches",
+]
 
 #: The classic builder writes the shell in force before its mark.
 NOP = re.compile(r"^(?:/?[\w./-]+ (?:-\S+ )*-\w*c|cmd /S /C|powershell.*?) #\(nop\) +")
@@ -23,6 +32,8 @@ BUILDKIT_SUFFIX = " # buildkit"
 _CLASSIC_COPY = re.compile(r"^(COPY|ADD) (?:--chown=(\S+?) ?)?(?:file|dir|multi):[0-9a-f]+ in (.*?) ?$", re.DOTALL)
 #: Comment of the history entry that a thin layer has; nothing in a Dockerfile stands behind it.
 THIN_COMMENT = "offline-rebuild.thin"
+#: The same for a layer of new sources over RUNs that were not run again: what is above it is not what a build gives.
+OVERLAY_COMMENT = "offline-rebuild.overlay"
 #: Comment of an entry that stands for an instruction whose files, if any, are in the thin layer.
 STEP_COMMENT = "offline-rebuild.v0"
 _PAIR = re.compile(r" [^ =]*=")

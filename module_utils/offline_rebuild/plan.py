@@ -5,9 +5,8 @@ Schema (``Plan.to_dict``), version 1::
     {"schema": 1, "project": str, "engine": str, "store": str, "changed": bool,
      "services": [{"service", "image", "action", "way", "reasons": [str], "files": [{"path", "kind", "what": [str],
        "note", "mend"}], "dockerfile", "reused", "total", "start": {"line", "text"} | null, "evidence",
-       "assumed": [str], "ancestor", "ancestor_digest", "inputs",
-       "image_before", "stages": [...], "mend", "image_modes": [str],
-       "image_modes_total"}]}
+       "assumed": [str], "ancestor", "ancestor_digest", "inputs", "image_before", "stages": [...], "mend",
+       "image_modes": [str], "image_modes_total", "not_run": [str], "run_again": [str]}]}
 """
 
 from __future__ import annotations
@@ -76,12 +75,14 @@ class ServicePlan:
 
     :param action: one of :data:`ACTIONS`.
     :param way: how the image is made: ``assemble``, ``thin graft``, ``graft``, ``build`` (nothing to reuse, the base
-        image is present) or ``""``.
+        image is present), ``overlay`` (not exact) or ``""``.
     :param reasons: sentences for the operator, the weightiest first; for ``blocked`` the remedy is among them.
-    :param evidence: the weakest evidence that the plan rests on: ``recorded``, ``observed`` or ``assumed``.
+    :param evidence: the weakest evidence that the plan rests on: ``recorded``, ``observed`` or ``assumed``; ``overlay``
+        where the result is not exact.
     :param assumed: what was assumed, in words.
     :param ancestor_digest: config digest of the ancestor.
     :param inputs: digest of all that goes into the image: FROM's name, instructions, build arguments, files, labels.
+    :param not_run: with ``overlay``, the RUNs that are not run again; ``run_again``: those that are.
     :param image_before: id of the image that the service's name stands for now, ``""`` if there is none.
     :param mend: one shell command that gives all files the modes and line ends that the image has; it concerns those
         that differ by mode, or by their line ends alone.
@@ -108,6 +109,8 @@ class ServicePlan:
     image_modes_total: int = 0
     ancestor_digest: str = ""
     inputs: str = ""
+    not_run: Tuple[str, ...] = ()
+    run_again: Tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -207,6 +210,10 @@ def describe(service: ServicePlan) -> List[str]:
         )
     elif service.way:
         lines.append(f"  reuses {service.reused} of {service.total} instructions")
+    if service.way == "overlay":
+        lines.append("  NOT EXACT: new sources are laid over the image as it is")
+        lines += [f"  not run again: {text}" for text in service.not_run]
+        lines += [f"  run again: {text}" for text in service.run_again]
     if service.evidence:
         lines.append(f"  evidence: {service.evidence}")
     lines += [f"  assumed: {text}" for text in service.assumed]

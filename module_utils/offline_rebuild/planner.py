@@ -11,14 +11,14 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from typing import AbstractSet, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, AbstractSet, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from . import compose, graft
 from .ancestry import align
 from .cli import CommandFailed, Docker, parse_version
 from .compose import Build, Project, Service
 from .context import Context, diff
-from .derive import blocked_reason, derive, remaining, way_of, with_triggers
+from .derive import Derived, blocked_reason, derive, derive_overlay, droppable, remaining, way_of, with_triggers
 from .dockerfile import parse
 from .errors import OfflineRebuildError
 from .files import write_atomic
@@ -33,6 +33,9 @@ from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, canonical
 from .statindex import StatIndex
 
+if TYPE_CHECKING:
+    from .overlay import Overlay
+
 __all__ = ["Planner", "Settings", "image_store"]
 
 
@@ -46,6 +49,9 @@ class Settings:
     :param trusting: the operator says that the tree is untouched (``prime``).
     :param cheapest: the cheapest way that may be taken: ``assemble``, ``thin graft`` or ``graft`` (tests force them).
     :param modes: ``exact``, or ``image``: files that the ancestor holds keep their mode from there.
+    :param reuse: ``exact``, or ``overlay``: what cannot be made exact may be made by overlay (overlay.py).
+    :param dependency_files: patterns of files that must not have changed for that, beside those known by name.
+    :param overlay_run: the RUNs to run again on an overlay: parts of their texts, or line numbers.
     """
 
     state_dir: str
@@ -56,6 +62,9 @@ class Settings:
     cheapest: str = "assemble"
     trusting: bool = False
     modes: str = "exact"
+    reuse: str = "exact"
+    dependency_files: Tuple[str, ...] = ()
+    overlay_run: Tuple[str, ...] = ()
 
 
 def image_store(docker: Docker, settings: Settings) -> ImageStore:
@@ -161,13 +170,18 @@ class Planner:
             and found.id == before
             and target.alignment.whole
         ):
-            missing = self._missing_labels(service.build, found)
+            missing = self._other_labels(service.build, analyzer)
             if not missing:
                 return common
             return replace(common, action="rebuild", way="graft", reasons=(f"labels changed: {', '.join(missing)}",))
         reason, remedy = blocked_reason(analyzer)
         if reason:
             said = [reason, f"remedy: {remedy}"]
+            if self.settings.reuse == "overlay":
+                overlay, why_not = self._overlay(analyzer, service)
+                if overlay is not None:
+                    return self._overlaid(common, overlay, reason, current)
+                said.append(f"no overlay: {why_not}")
             if common.mend and len(common.mend) <= MOST_COMMAND:
                 said.append(f"some files differ by mode or line ends alone; mended by: {common.mend}")
             return replace(common, action="blocked", reasons=tuple(said))
@@ -201,10 +215,54 @@ class Planner:
         changes = [change for index in analyzer.needed() for change in analyzer.differences(analyzer.stage(index))]
         return mend_command(build.context, dict.fromkeys((change.mend, change.path) for change in changes))
 
-    @staticmethod
-    def _missing_labels(build: Build, image: Image) -> List[str]:
-        have = (image.config.get("config") or {}).get("Labels") or {}
-        return sorted(key for key, value in build.labels.items() if have.get(key) != value)
+    def _overlay(self, analyzer: Analyzer, service: Service) -> Tuple[Optional[Overlay], str]:
+        """:returns: the overlay for a service that cannot be made exact, or why there is none."""
+        from .overlay import Refused, plan_overlay
+
+        assert service.build is not None
+        settings = self.settings
+        labels = {**service.build.labels, **dict.fromkeys(self._gone_labels(service.build, analyzer))}
+        try:
+            return plan_overlay(analyzer, settings.dependency_files, settings.overlay_run, labels), ""
+        except Refused as reason:
+            return None, str(reason)
+
+    def _overlaid(
+        self, common: ServicePlan, overlay: Overlay, reason: str, current: Optional[Mapping[str, Any]]
+    ) -> ServicePlan:
+        steps = overlay.stage.timeline.steps
+        planned = replace(
+            common,
+            action="rebuild",
+            way="overlay",
+            reasons=(f"cannot be exact: {reason}", *overlay.said),
+            files=overlay.changes,
+            start=None,
+            evidence="overlay",
+            assumed=overlay.assumed,
+            not_run=tuple(f"line {step.instruction.line} {step.title}" for step in overlay.not_run),
+            run_again=tuple(f"line {steps[place].instruction.line} {steps[place].title}" for place in overlay.again),
+        )
+        image = self.store.find(str(current["Id"])) if current is not None else None
+        if image is not None and self.records.overlay_key(image.id, image.config_digest) == overlay.key:
+            return replace(planned, action="unchanged")
+        return planned
+
+    def _gone_labels(self, build: Build, analyzer: Analyzer) -> List[str]:
+        """Labels that the compose file gave an image of this service, by its record, and no longer gives."""
+        target = analyzer.stage(analyzer.target)
+        images = [self.store.find(name) for name in analyzer.preferred]
+        images += [target.alignment.image] if target.alignment is not None else []
+        known = [r for image in images if image is not None for r in self.records.of(image.id, image.config_digest)]
+        return droppable(target, {key for record in known for key in record.labels} - set(build.labels))
+
+    def _other_labels(self, build: Build, analyzer: Analyzer) -> List[str]:
+        """:returns: labels that the image does not have as the compose file gives them, or has and should not."""
+        target = analyzer.stage(analyzer.target)
+        assert target.alignment is not None
+        have = (target.alignment.image.config.get("config") or {}).get("Labels") or {}
+        wrong = {key for key, value in build.labels.items() if have.get(key) != value}
+        return sorted(wrong | {key for key in self._gone_labels(build, analyzer) if key in have})
 
     # -- analysis -----------------------------------------------------------------------------------------------------
 
@@ -315,8 +373,11 @@ class Planner:
         )
         self._making.begin()
         if key not in self._made:
-            image_id = self._make(service, analyzer)
-            self._record(analyzer, image_id)
+            if planned.way == "overlay":
+                image_id = self._make_overlay(service, analyzer)
+            else:
+                image_id = self._make(service, analyzer)
+                self._record(analyzer, image_id, build)
             self._made[key] = image_id
         return self._made[key]
 
@@ -341,12 +402,42 @@ class Planner:
         assert build is not None
         target = analyzer.stage(analyzer.target)
         if target.whole and target.alignment is not None and target.alignment.whole:
-            if not self._missing_labels(build, target.alignment.image):
+            if not self._other_labels(build, analyzer):
                 return target.alignment.image.id
+        gone = self._gone_labels(build, analyzer)
         with self._folder() as folder:
-            derived = derive(analyzer, self.run_time, folder, build.labels)
+            derived = derive(analyzer, self.run_time, folder, build.labels, gone)
             for image in derived.grafts:
                 graft.load(self.store, image)
+        return self._built(service, analyzer, derived)
+
+    def _make_overlay(self, service: Service, analyzer: Analyzer) -> str:
+        """Make an image by overlay and record it as one: it is no ancestor that anything is proven by."""
+        build = service.build
+        assert build is not None
+        overlay, why_not = self._overlay(analyzer, service)
+        if overlay is None:
+            raise OfflineRebuildError("plan-stale", f"there is no overlay any more: {why_not}", "run again")
+        labels = {**build.labels, **dict.fromkeys(self._gone_labels(build, analyzer))}
+        with self._folder() as folder:
+            derived = derive_overlay(
+                analyzer, overlay.stage, overlay.layer, overlay.again, self.run_time, folder, labels
+            )
+            graft.load(self.store, derived.grafts[0])
+        image_id = self._built(service, analyzer, derived)
+        self._unchanged_since(analyzer)
+        image = self.store.find(image_id)
+        if image is not None:
+            about = {
+                "ancestor": overlay.alignment.image.id,
+                "not_run": [step.title for step in overlay.not_run],
+                "run_again": [overlay.stage.timeline.steps[place].title for place in overlay.again],
+            }
+            self.records.write_overlay(image.id, image.config_digest, overlay.key, about)
+        return image_id
+
+    def _built(self, service: Service, analyzer: Analyzer, derived: Derived) -> str:
+        """Run what is left to run on the images that were loaded. :returns: the id of the result."""
         for name, image_id in derived.tags.items():
             self.docker.run("tag", image_id, name, guarded=True)
         if derived.final is not None:
@@ -382,6 +473,7 @@ class Planner:
             argv = ["build", "--progress=plain", "--network=none", "-f", path, "-t", name, "--target", target]
             for key, value in analyzer.build.args.items():
                 argv += ["--build-arg", f"{key}={value}"]
+            argv += _target_stage(analyzer, text)
             for key, value in build.labels.items():
                 argv += ["--label", f"{key}={value}"]
             argv += _build_flags(build, self.project)
@@ -411,17 +503,18 @@ class Planner:
                 file=os.path.join(context.given_root, changed),
             )
 
-    def _record(self, analyzer: Analyzer, image_id: str) -> None:
+    def _record(self, analyzer: Analyzer, image_id: str, build: Build) -> None:
         if self.store.inspect_of(image_id) is None:
             self.store.forget()
         image = self.store.find(image_id)
         stage = analyzer.stage(analyzer.target)
         if image is not None:
-            self.record(analyzer, stage, image)
+            self.record(analyzer, stage, image, build)
 
-    def record(self, analyzer: Analyzer, stage: StageReuse, image: Image) -> bool:
+    def record(self, analyzer: Analyzer, stage: StageReuse, image: Image, build: Build) -> bool:
         """Record that a stage, as the tree is now, is what an image holds.
 
+        :param build: the compose file's, for the labels of the target.
         :returns: whether a record was written.
         """
         boundary = stage.alignment.boundary if stage.alignment else None
@@ -453,6 +546,7 @@ class Planner:
                 manifests=stored,
                 images=analyzer.images_of(stage.timeline.index),
                 modes="image" if any(stage.modes.values()) else "exact",
+                labels=tuple(sorted(build.labels)) if stage.timeline.index == analyzer.target else (),
             ),
         )
 
@@ -486,9 +580,9 @@ class Planner:
             for index in analyzer.needed():
                 stage = analyzer.stage(index)
                 if stage.whole and stage.alignment is not None and stage.alignment.whole:
-                    written = (self.settings.may_write and self.record(analyzer, stage, stage.alignment.image)) or (
-                        written or not self._recorded(analyzer, stage)
-                    )
+                    written = (
+                        self.settings.may_write and self.record(analyzer, stage, stage.alignment.image, service.build)
+                    ) or (written or not self._recorded(analyzer, stage))
                 elif index == analyzer.target:
                     why = stage.reason
             found.append((service.name, written, why))
@@ -515,6 +609,20 @@ def _check_build(service: Service, build: Build) -> None:
         raise OfflineRebuildError(
             "build-unsupported", f"service {service.name}: {why}", "take the service out of offline_rebuild_services"
         )
+
+
+def _target_stage(analyzer: Analyzer, text: str) -> List[str]:
+    """TARGETSTAGE as BuildKit has it for the whole Dockerfile: in the derived one the target has another name.
+
+    An ARG that gives it a default is left alone: a build argument would override that.
+    """
+    name = "TARGETSTAGE"
+    dockerfile = analyzer.build.dockerfile
+    every = [*dockerfile.meta_args, *(i for stage in dockerfile.stages for i in stage.instructions)]
+    defaults = any(i.keyword == "ARG" and key == name and value is not None for i in every for key, value in i.pairs)
+    if name not in text or name in analyzer.build.args or defaults:
+        return []
+    return ["--build-arg", f"{name}={analyzer.outer[name]}"]
 
 
 def _build_flags(build: Build, project: Project) -> List[str]:

@@ -11,10 +11,16 @@ Schema of ``<state_dir>/records/<image id>.json``, version 1::
      "stages": [{"base": name, "base_id": id or "", "boundary": int, "positions": [int], "keys": [str],
                  "texts": [str], "manifests": {"<instruction index>": manifest digest},
                  "triggers": [str] of the base's ONBUILD, "images": {"<name>": config digest, "" if it was not there},
-                 "modes": "exact" or "image"}]}
+                 "modes": "exact" or "image", "labels": [str]}]}
 
 With ``modes: image`` keys and manifests have the modes that the image holds, not those of the tree: the record says
 what the image is, and a later run with ``exact`` compares its tree with that.
+
+An image made by overlay has no such record, since it is no ancestor that anything is proven by. What it was made from
+is in ``<state_dir>/overlays/<image id>.json``, so that the same again is seen to be no change::
+
+    {"schema": 1, "image": id, "config_digest": digest, "key": str, "ancestor": id, "not_run": [str],
+     "run_again": [str], "checksum": sha256 of the rest}
 """
 
 from __future__ import annotations
@@ -44,6 +50,7 @@ class StageRecord:
     :param triggers: the base's ONBUILD triggers, which ran first.
     :param images: name to config digest of every other image that went in: ``--from``, mounts, bases of other stages.
     :param modes: ``image``: some modes of the manifests were taken from the image, the tree had others.
+    :param labels: the keys of the labels that the compose file gave the image: they are in no history.
     """
 
     base: str
@@ -56,6 +63,7 @@ class StageRecord:
     images: Mapping[str, str] = field(default_factory=dict)
     triggers: Tuple[str, ...] = ()
     modes: str = "exact"
+    labels: Tuple[str, ...] = ()
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
@@ -103,6 +111,7 @@ class RecordStore:
                     images=dict(stage.get("images") or {}),
                     triggers=tuple(stage.get("triggers") or ()),
                     modes=str(stage.get("modes") or "exact"),
+                    labels=tuple(stage.get("labels") or ()),
                 )
                 for stage in document["stages"]
             )
@@ -134,6 +143,29 @@ class RecordStore:
         write_atomic(self._path(image_id), json.dumps(document).encode())
         self._cache[image_id] = tuple(stages)
         return True
+
+    def overlay_key(self, image_id: str, config_digest: str) -> str:
+        """:returns: what an image was made from by overlay; ``""`` if that is not recorded."""
+        try:
+            with open(self._overlay_path(image_id), "rb") as handle:
+                document = json.loads(handle.read())
+            same = (document["schema"], document["image"], document["config_digest"]) == (
+                SCHEMA,
+                image_id,
+                config_digest,
+            )
+            return str(document["key"]) if same and document["checksum"] == _checksum(document) else ""
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def write_overlay(self, image_id: str, config_digest: str, key: str, about: Mapping[str, Any]) -> None:
+        """Record that an image was made by overlay."""
+        document = {"schema": SCHEMA, "image": image_id, "config_digest": config_digest, "key": key, **about}
+        document["checksum"] = _checksum(json.loads(json.dumps(document)))
+        write_atomic(self._overlay_path(image_id), json.dumps(document).encode())
+
+    def _overlay_path(self, image_id: str) -> str:
+        return os.path.join(self.directory, "overlays", image_id.rsplit(":", maxsplit=1)[-1] + ".json")
 
     def manifest_path(self, digest: str) -> str:
         """:returns: where the manifest with this digest lies."""

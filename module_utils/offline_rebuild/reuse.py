@@ -18,7 +18,7 @@ from .context import Context, Manifest, WithModes, diff
 from .copyset import CopySet, compare, copy_set
 from .dockerfile import Instruction, parse_trigger
 from .errors import OfflineRebuildError
-from .history import BUILDKIT_SUFFIX, NOP, STEP_COMMENT, THIN_COMMENT, config_at
+from .history import BUILDKIT_SUFFIX, NOP, OVERLAY_COMMENT, STEP_COMMENT, THIN_COMMENT, config_at
 from .image import Image, ImageStore
 from .inputs import select, sources_of
 from .layers import LayerReader
@@ -372,7 +372,7 @@ class Analyzer:
             return {}  # a --chmod says what the modes are
         reader = self.reader(alignment.image)
         try:
-            wanted = self._copy_set(alignment, index, place, self.context, then - 1)
+            wanted = self.copy_set(alignment, index, place, self.context, then - 1)
         except OfflineRebuildError:
             return {}  # a source is missing: said where the instruction is judged or built
         found: Dict[str, int] = {}
@@ -386,7 +386,7 @@ class Analyzer:
         at = {e.source: e.mode for e in wanted.entries.values()}
         return {path: mode for path, mode in found.items() if mode != at[path] and path not in doubtful}
 
-    def _copy_set(self, alignment: Alignment, index: int, place: int, tree: Any, below: int) -> CopySet:
+    def copy_set(self, alignment: Alignment, index: int, place: int, tree: Any, below: int) -> CopySet:
         """What a COPY writes now, over the ancestor's layers up to ``below``."""
         reader = self.reader(alignment.image)
         if place < len(alignment.states):
@@ -404,7 +404,8 @@ class Analyzer:
             file=self.build.dockerfile.file,
         )
 
-    def _context_with(self, modes: Mapping[str, int]) -> Any:
+    def context_with(self, modes: Mapping[str, int]) -> Any:
+        """:returns: the context with these modes."""
         return WithModes(self.context, modes) if modes else self.context
 
     def without_counterpart(self, stage: StageReuse) -> List[Step]:
@@ -437,9 +438,9 @@ class Analyzer:
     def _with_layer(self, stage: StageReuse, place: int, layer: int) -> Tuple[FileChange, ...]:
         assert stage.alignment is not None
         index, reader = stage.timeline.index, self.reader(stage.alignment.image)
-        tree = self._context_with(stage.modes.get(place, {}))
+        tree = self.context_with(stage.modes.get(place, {}))
         try:
-            wanted = self._copy_set(stage.alignment, index, place, tree, layer - 1)
+            wanted = self.copy_set(stage.alignment, index, place, tree, layer - 1)
         except OfflineRebuildError:
             return ()
         found = compare(wanted, reader.layer(layer), lambda path: reader.lookup(path, layer - 1))
@@ -692,7 +693,7 @@ class Analyzer:
         """Where a COPY takes its files from, for a thin layer."""
         step = reuse.timeline.steps[place]
         if step.kind == "context":
-            return self._context_with(reuse.modes.get(place, {}))
+            return self.context_with(reuse.modes.get(place, {}))
         if step.kind == "stage":
             source = self.stage(step.source)
             if not source.whole or source.alignment is None or min(source.alignment.positions) < 0:
@@ -736,7 +737,7 @@ class Analyzer:
         if EVIDENCE.index(evidence) > EVIDENCE.index(self.least):
             return self._refused(candidate, evidence, assumed)
         for place in range(alignment.matched):
-            verdict = self._verdict(alignment, timeline, place)
+            verdict = self.verdict(alignment, timeline, place)
             if not verdict.reason and EVIDENCE.index(verdict.evidence) > EVIDENCE.index(self.least):
                 verdict = replace(verdict, reason=f"its evidence is only {verdict.evidence}")
             if verdict.unprovable and self.trusting:
@@ -749,7 +750,7 @@ class Analyzer:
             assumed.extend(verdict.assumed)
             proven = place + 1
         else:
-            reason = self._text_reason(alignment, timeline)
+            reason = self.text_reason(alignment, timeline)
         return replace(
             candidate,
             proven=proven,
@@ -768,7 +769,8 @@ class Analyzer:
         )
         return replace(candidate, alignment=None, reason=reason, evidence=evidence, assumed=tuple(assumed))
 
-    def _text_reason(self, alignment: Alignment, timeline: Timeline) -> str:
+    def text_reason(self, alignment: Alignment, timeline: Timeline) -> str:
+        """:returns: why the first instruction that is not in the image's history is not."""
         if alignment.matched == len(timeline.steps):
             return ""
         position = alignment.positions[-1]
@@ -789,7 +791,7 @@ class Analyzer:
             if trigger:
                 return replace(candidate, alignment=None, reason=trigger)
         keys, manifests, _ = self._keys_beside(timeline.index, alignment, record)
-        same_images, another = self._same_images(record, timeline)
+        same_images, another = self.same_images(record, timeline)
         proven = min(_common(record.keys, keys), alignment.matched, len(record.positions) - 1, same_images)
         pairs = list(zip(alignment.positions, record.positions))
         if any(b not in (a, -1) for a, b in pairs[: proven + 1]):
@@ -835,7 +837,7 @@ class Analyzer:
             names |= self._images[stage]
         return frozenset(names)
 
-    def _same_images(self, record: StageRecord, timeline: Timeline) -> Tuple[int, str]:
+    def same_images(self, record: StageRecord, timeline: Timeline) -> Tuple[int, str]:
         """How many instructions read the images that they read then, and the first that is another.
 
         An image that is not here now is taken for the one of then, as the base is.
@@ -863,9 +865,10 @@ class Analyzer:
             return f"stage {names} has changed", ()
         if step.instruction.keyword == "ARG":
             return "a build argument has another value", ()
-        return self._text_reason(found, timeline) or "what it takes in has changed", ()
+        return self.text_reason(found, timeline) or "what it takes in has changed", ()
 
-    def _verdict(self, alignment: Alignment, timeline: Timeline, place: int) -> Verdict:
+    def verdict(self, alignment: Alignment, timeline: Timeline, place: int) -> Verdict:
+        """:returns: whether one instruction is proven to be in an image, seen by itself."""
         entry = alignment.entry(place)
         layers = alignment.image.diff_ids[: alignment.layers_before(place) + 1]
         workdir = str(alignment.states[place].config.get("WorkingDir") or "/")
@@ -887,7 +890,7 @@ class Analyzer:
             return Verdict(evidence="assumed", assumed=(f"line {step.instruction.line}: what the address gives",))
         if step.kind == "context":
             modes = self._modes_of(timeline.index, alignment, None, place) if self.modes == "image" else {}
-            return self._compare(alignment, timeline.index, place, self._context_with(modes), "")
+            return self._compare(alignment, timeline.index, place, self.context_with(modes), "")
         name = self.timelines[step.source].name or str(step.source) if step.kind == "stage" else step.source
         if step.kind == "stage":
             source = self.stage(step.source)
@@ -944,7 +947,7 @@ class Analyzer:
         reader = self.reader(alignment.image)
         below = entry.layer - 1
         try:
-            wanted = self._copy_set(alignment, index, place, tree, below)
+            wanted = self.copy_set(alignment, index, place, tree, below)
         except OfflineRebuildError as error:
             if not origin:
                 raise  # the build would fail as well: said before anything is touched
@@ -962,7 +965,7 @@ class Analyzer:
 
 def made_here(image: Image) -> bool:
     """:returns: whether a thin layer or our own history entries are in the image."""
-    return any(entry.comment in (STEP_COMMENT, THIN_COMMENT) for entry in image.history)
+    return any(entry.comment in (STEP_COMMENT, THIN_COMMENT, OVERLAY_COMMENT) for entry in image.history)
 
 
 def _sure_text(step: Step) -> str:

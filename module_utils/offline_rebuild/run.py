@@ -25,6 +25,7 @@ __all__ = ["Outcome", "Request", "execute", "of_system", "open_project", "settin
 
 #: Bytes that must be free where images are kept before anything is started.
 LEAST_FREE = 256 << 20
+_NOT_EXACT = {"overlay": " (not exact)"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Request:
     gate_timeout: int = 120
     evidence: str = "assumed"
     modes: str = "exact"
+    reuse: str = "exact"
+    dependency_files: Sequence[str] = ()
+    overlay_run: Sequence[str] = ()
     state_dir: str = "/var/lib/offline-rebuild"
     keep_releases: int = 3
     change_id: str = ""
@@ -268,6 +272,9 @@ def settings_of(request: Request) -> Settings:
         build_args={key: str(value) for key, value in request.build_args.items()},
         evidence=request.evidence,
         modes=request.modes,
+        reuse=request.reuse,
+        dependency_files=tuple(request.dependency_files),
+        overlay_run=tuple(str(text) for text in request.overlay_run),
         may_write=not request.check,
         run_time=request.run_time,
     )
@@ -286,6 +293,7 @@ def _prime(planner: Planner) -> Outcome:
 def _preflight(info: EngineInfo, plan: Plan, request: Request) -> None:
     """What can be known to fail is said before anything is touched."""
     builds = any(service.way in ("graft", "thin graft", "build") for service in plan.services)
+    builds = builds or any(service.run_again and service.changed for service in plan.services)
     if builds and parse_version(info.client_version) >= (23,) and "buildx" not in info.plugins:
         raise OfflineRebuildError(
             "buildx-missing",
@@ -316,7 +324,9 @@ def _existing_parent(path: str) -> str:
 
 def _summary(plan: Plan) -> str:
     done = [
-        f"{s.service}: {s.action}" + (f" by {s.way}" if s.way else "") for s in plan.services if s.action != "unchanged"
+        f"{s.service}: {s.action}" + (f" by {s.way}{_NOT_EXACT.get(s.way, '')}" if s.way else "")
+        for s in plan.services
+        if s.action != "unchanged"
     ]
     return "; ".join(done) or "nothing changed"
 

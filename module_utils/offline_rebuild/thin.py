@@ -58,6 +58,7 @@ class ThinLayer:
     :param whiteouts: paths that go.
     :param state: the stage's state after the last instruction that it covers.
     :param created_by: history texts of the covered instructions that the ancestor does not have.
+    :param comment: of its own history entry; says whether it is exact.
     """
 
     start: int
@@ -68,6 +69,7 @@ class ThinLayer:
     whiteouts: Tuple[str, ...]
     state: State
     created_by: Tuple[str, ...] = ()
+    comment: str = THIN_COMMENT
 
     def history(self, ancestor: Sequence[Mapping[str, Any]], created: str) -> List[Dict[str, Any]]:
         """:returns: the image's history entries, given those of its ancestor as they are in its config."""
@@ -75,7 +77,7 @@ class ThinLayer:
         for text in self.created_by:
             entries.append({"created": created, "created_by": text, "comment": STEP_COMMENT, "empty_layer": True})
         if not self.empty:
-            entries.append({"created": created, "created_by": "offline-rebuild thin layer", "comment": THIN_COMMENT})
+            entries.append({"created": created, "created_by": "offline-rebuild thin layer", "comment": self.comment})
         return entries
 
     @property
@@ -323,7 +325,7 @@ def _difference(
     gone: Set[str] = set()
     for path, entry in wanted.entries.items():
         have = reader.lookup(path, kept - 1)
-        if not _same(entry, have):
+        if not same_entry(entry, have):
             if have is not None and (have.type == "dir") != (entry.type == "dir"):
                 raise Unsuited(f"/{path} was a {have.type} in the image and becomes a {entry.type}")
             changed[path] = Item(path, as_layer_entry(entry), entry)
@@ -336,8 +338,8 @@ def _difference(
         for parent in parents_of(path):
             if parent not in items:
                 items[parent] = _parent(parent, wanted, reader, kept)
-    _check_names(items, tops)
-    return tuple(items[path] for path in sorted(items, key=_order)), tuple(sorted(tops, key=_order))
+    check_names(items, tops)
+    return tuple(items[path] for path in sorted(items, key=by_bytes)), tuple(sorted(tops, key=by_bytes))
 
 
 def _left_over(reader: LayerReader, below: int, kept: int) -> Iterator[str]:
@@ -360,12 +362,12 @@ def _judge_left_over(path: str, reader: LayerReader, below: int, kept: int, gone
         return
     if was is None:
         gone.add(path)
-    elif not _alike(was, have):
+    elif not alike(was, have):
         # The earlier file would have to come back, and its content would have to be carried (fact 16).
         raise Unsuited(f"/{path} is no longer copied and an earlier layer has another one")
 
 
-def _alike(a: LayerEntry, b: LayerEntry) -> bool:
+def alike(a: LayerEntry, b: LayerEntry) -> bool:
     if (a.type, a.mode, a.uid, a.gid, a.link, a.xattrs, a.rdev) != (
         b.type,
         b.mode,
@@ -381,7 +383,7 @@ def _alike(a: LayerEntry, b: LayerEntry) -> bool:
     return a.size == b.size and a.content_digest() is not None and a.content_digest() == b.content_digest()
 
 
-def _same(entry: CopyEntry, have: Optional[LayerEntry]) -> bool:
+def same_entry(entry: CopyEntry, have: Optional[LayerEntry]) -> bool:
     if have is None or (have.type, have.uid, have.gid, have.xattrs) != (entry.type, entry.uid, entry.gid, entry.xattrs):
         return False
     if entry.type == "symlink":
@@ -412,18 +414,18 @@ def parents_of(path: str) -> Iterator[str]:
         yield path
 
 
-def _order(path: str) -> bytes:
+def by_bytes(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
-def _check_names(items: Mapping[str, Item], gone: Set[str]) -> None:
+def check_names(items: Mapping[str, Item], gone: Set[str]) -> None:
     for path in (*items, *gone):
         name = path.rpartition("/")[2]
         if name.startswith(".wh."):
             raise OfflineRebuildError(
                 "name-whiteout", "no layer can hold a name that begins with .wh.", "rename the file or ignore it", path
             )
-        if len(_order(name)) > _MAX_NAME - 4:
+        if len(by_bytes(name)) > _MAX_NAME - 4:
             raise Unsuited(f"the name of /{path[:40]}... is too long for a whiteout")
 
 
@@ -440,7 +442,7 @@ def write_layer(thin: ThinLayer, stream: IO[bytes], run_time: int) -> Tuple[str,
     """
     sink = _Sink(stream)
     gone = dict.fromkeys(thin.whiteouts)
-    for path in sorted([*gone, *(item.path for item in thin.items)], key=_order):
+    for path in sorted([*gone, *(item.path for item in thin.items)], key=by_bytes):
         if path in gone:
             folder, _, name = path.rpartition("/")
             _member(

@@ -23,7 +23,7 @@ from module_utils.offline_rebuild.layers import LayerEntry
 from module_utils.offline_rebuild.records import StageRecord
 from module_utils.offline_rebuild.reuse import Analyzer
 from module_utils.offline_rebuild.stage import canonical
-from module_utils.offline_rebuild.thin import ThinLayer, Unsuited, _check_names, _info, _member, _Sink, write_layer
+from module_utils.offline_rebuild.thin import ThinLayer, Unsuited, _info, _member, _Sink, check_names, write_layer
 from tests.unit.depot import CREATED, Depot, made_config
 
 BASE = "FROM scratch\nADD root.tar /\nCMD base\n"
@@ -414,7 +414,7 @@ def test_long_names(site: Site, length: int, fits: bool) -> None:
 def test_a_name_of_300_bytes() -> None:
     """None can be on a disk here; one that a manifest names is refused all the same."""
     with pytest.raises(Unsuited, match="too long"):
-        _check_names({}, {"app/" + "n" * 300})
+        check_names({}, {"app/" + "n" * 300})
 
 
 def test_names_that_are_not_utf8_and_deep_paths(site: Site) -> None:
