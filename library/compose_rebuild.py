@@ -63,6 +63,25 @@ options:
     description: Seconds until all checks must have passed.
     type: int
     default: 120
+  pregate_services:
+    description:
+      - Services that are pre-gated (tried beside the old container first) although they write to a volume or use
+        devices of the host.
+    type: list
+    elements: str
+    default: []
+  no_pregate_services:
+    description: Services that are never pre-gated, such as those of which no second one may run even for a moment.
+    type: list
+    elements: str
+    default: []
+  rolling_services:
+    description:
+      - Services that may be swapped in a rolling way although other services can look up their address. Their clients
+        must look the name up anew for each connection; nginx with a fixed C(proxy_pass) does so only once.
+    type: list
+    elements: str
+    default: []
   evidence:
     description: The least evidence that reuse may rest on. V(recorded) refuses images that came with no record.
     type: str
@@ -106,6 +125,12 @@ options:
     description: Number of releases to keep, with their images.
     type: int
     default: 3
+  release:
+    description: >-
+      With O(action=rollback), the release to go back to, or V(initial) for the state before the oldest kept one; the
+      one before the release that runs if empty.
+    type: str
+    default: ""
   change_id:
     description: The change request that this run belongs to; goes into the release.
     type: str
@@ -122,10 +147,17 @@ options:
     description: Whether to look for what could be better in the Dockerfiles and build contexts; it costs time.
     type: bool
     default: false
+  project_pushed:
+    description: With O(action=preflight), the tree will be sent later, so that it is not looked at.
+    type: bool
+    default: false
   action:
-    description: V(rebuild), or V(prime) to record the untouched tree as what the images hold.
+    description:
+      - V(rebuild); V(prime) to record the untouched tree as what the images hold; V(rollback) to go back to a kept
+        release, by image and by the compose configuration of then; V(preflight) to say whether a rebuild could be
+        done, which changes nothing.
     type: str
-    choices: [rebuild, prime]
+    choices: [rebuild, prime, rollback, preflight]
     default: rebuild
 author:
   - offline-rebuild maintainers
@@ -146,6 +178,12 @@ EXAMPLES = r"""
     health_checks:
       - url: http://127.0.0.1:8000/api/health
         body: '"status": *"ok"'
+
+- name: Back to the release before
+  compose_rebuild:
+    project_src: /srv/llm-chat
+    compose_files: [deployment/docker/docker-compose.yml]
+    action: rollback
 """
 
 RETURN = r"""
@@ -203,6 +241,9 @@ ARGUMENT_SPEC = {
     "build_args": {"type": "dict", "default": {}},
     "health_checks": {"type": "list", "elements": "dict", "default": []},
     "gate_timeout": {"type": "int", "default": 120},
+    "pregate_services": {"type": "list", "elements": "str", "default": []},
+    "no_pregate_services": {"type": "list", "elements": "str", "default": []},
+    "rolling_services": {"type": "list", "elements": "str", "default": []},
     "evidence": {"type": "str", "choices": ["recorded", "observed", "assumed"], "default": "assumed"},
     "modes": {"type": "str", "choices": ["exact", "image"], "default": "exact"},
     "reuse": {"type": "str", "choices": ["exact", "overlay"], "default": "exact"},
@@ -210,11 +251,13 @@ ARGUMENT_SPEC = {
     "overlay_run": {"type": "list", "elements": "str", "default": []},
     "state_dir": {"type": "path", "default": "/var/lib/offline-rebuild"},
     "keep_releases": {"type": "int", "default": 3},
+    "release": {"type": "str", "default": ""},
     "change_id": {"type": "str", "default": ""},
     "operator": {"type": "str", "default": ""},
     "run_time": {"type": "int", "default": 0},
     "advise": {"type": "bool", "default": False},
-    "action": {"type": "str", "choices": ["rebuild", "prime"], "default": "rebuild"},
+    "project_pushed": {"type": "bool", "default": False},
+    "action": {"type": "str", "choices": ["rebuild", "prime", "rollback", "preflight"], "default": "rebuild"},
 }
 
 

@@ -29,10 +29,13 @@ __all__ = [
     "Dependency",
     "Project",
     "Service",
+    "comparable_hashes",
     "config_hashes",
     "containers",
+    "dump",
     "load",
     "service_state",
+    "shares_another",
 ]
 
 #: The names that compose looks for, in its order (compose-go, cli/options.go: DefaultFileNames).
@@ -177,6 +180,12 @@ class Project:
         more = [part for path in files for part in ("-f", path)]
         return [*self.argv, *more, *args]
 
+    @property
+    def head(self) -> List[str]:
+        """:returns: ``compose -p NAME`` with the env files, for another compose file of the same project."""
+        given = [part for i, part in enumerate(self.argv) if "--env-file" in self.argv[max(0, i - 1) : i + 1]]
+        return ["compose", "-p", self.name, *given]
+
     def dependencies(self, names: Iterable[str]) -> List[str]:
         """:returns: what the named services depend on, directly or not, in dependency order, themselves left out."""
         start = set(names)
@@ -271,13 +280,95 @@ def load(
     return Project(name, src, tuple(argv), files, _services(name, model), model)
 
 
+def dump(model: Mapping[str, Any]) -> bytes:
+    """:returns: a rendered project as a compose file: JSON, every ``$`` doubled again, to be read by compose once
+    more."""
+
+    def double(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("$", "$$")
+        if isinstance(value, list):
+            return [double(item) for item in value]
+        if isinstance(value, dict):
+            return {key: double(item) for key, item in value.items()}
+        return value
+
+    return json.dumps(double(model), indent=1).encode("utf-8", "surrogateescape")
+
+
+def read_dumped(project: Project, path: str) -> Project:
+    """:returns: the project as a compose file that :func:`dump` wrote has it; name, tree and env files stay.
+
+    Its profiles are all enabled: what is in the file was active when it was written.
+    """
+    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+        model = dict(_undouble(json.load(stream)))
+    services = _services(str(model.get("name") or project.name), model)
+    profiles = sorted({str(profile) for service in services for profile in service.raw.get("profiles") or ()})
+    argv = [*project.head, *(part for name in profiles for part in ("--profile", name))]
+    argv += ["--project-directory", project.src, "-f", path]
+    return Project(project.name, project.src, tuple(argv), (path,), services, model)
+
+
 def config_hashes(docker: Docker, project: Project) -> Dict[str, str]:
-    """:returns: service name to the hash that compose would write on its containers now (about 0.1 s)."""
+    """:returns: service name to the hash that compose tells of its files (about 0.1 s)."""
     profiles = sorted({str(name) for service in project.services for name in service.raw.get("profiles") or ()})
     enabled = [part for name in profiles for part in ("--profile", name)]
     names = ",".join(service.name for service in project.services)
     result = project.run(docker, *enabled, "config", "--hash", names or "*")
+    return _parse_hashes(result)
+
+
+def comparable_hashes(
+    docker: Docker,
+    project: Project,
+    states: Mapping[str, Sequence["ContainerState"]],
+    plain: Optional[Mapping[str, str]] = None,
+) -> Dict[str, str]:
+    """The hashes as they stand on containers whose configuration is the same.
+
+    What ``config --hash`` tells is another one in two cases, where compose is asked again (one call):
+
+    - a service with ``env_file``: there compose hashes the file's name, and its values when it makes the container;
+    - a service that shares another one's namespace: compose puts the id of that one's container into the
+      configuration first (docker/compose, pkg/compose/convergence.go: resolveServiceReferences).
+
+    :param plain: what :func:`config_hashes` gave, if it has been asked already.
+    :returns: service to its hash; services are left out that have ``volumes_from``, which no compose file can name as
+        compose hashes it, and those whose other container is not there.
+    """
+    hashes = dict(config_hashes(docker, project) if plain is None else plain)
+    differ = [n for n, found in states.items() if n in hashes and any(s.config_hash != hashes[n] for s in found)]
+    if differ:
+        rendered = _parse_hashes(_ask_rendered(docker, project, states))
+        hashes.update({name: rendered[name] for name in differ if name in rendered})
+    for service in project.services:
+        others = [other for _, other in _references(service)]
+        if service.raw.get("volumes_from") or not all(states.get(other) for other in others):
+            hashes.pop(service.name, None)
+    return hashes
+
+
+def _ask_rendered(docker: Docker, project: Project, states: Mapping[str, Sequence["ContainerState"]]) -> Result:
+    """``config --hash`` of the rendered project, with the containers that services refer to."""
+    services = {}
+    for service in project.services:
+        given = {key: f"container:{states[other][0].id}" for key, other in _references(service) if states.get(other)}
+        services[service.name] = {**service.raw, **given}
+    profiles = sorted({str(name) for service in project.services for name in service.raw.get("profiles") or ()})
+    enabled = [part for name in profiles for part in ("--profile", name)]
+    argv = [*project.head, *enabled, "--project-directory", project.src, "-f", "-", "config", "--hash", "*"]
+    return docker.run(*argv, stdin=dump({**project.raw, "services": services}), cwd=project.src, check=False)
+
+
+def _parse_hashes(result: Result) -> Dict[str, str]:
     return dict(line.split(" ", 1) for line in result.text.splitlines() if " " in line)
+
+
+def _references(service: Service) -> List[Tuple[str, str]]:
+    """:returns: keys that name another service's container, with that service."""
+    pairs = ((key, str(service.raw.get(key) or "").partition(":")) for key in ("network_mode", "ipc", "pid"))
+    return [(key, other) for key, (kind, _, other) in pairs if kind == "service"]
 
 
 def containers(docker: Docker, project: Project) -> Dict[str, List[ContainerState]]:
@@ -315,8 +406,7 @@ def service_state(
     policy) and exited with 0 is taken for one. Compose would run it again at each ``up``.
 
     :param image_id: id of the image that the service's name stands for now, ``""`` if there is none.
-    :param config_hash: of :func:`config_hashes`; not compared for a service that shares another one's namespace or
-        volumes, since compose hashes the other container's id along there.
+    :param config_hash: of :func:`comparable_hashes`; not compared where it is ``""``.
     :param one_shot: another service waits for this one's completion.
     :returns: a reason for the operator, ``""`` if nothing is to be done.
     """
@@ -326,9 +416,8 @@ def service_state(
         return "it has no container yet"
     if len(states) != service.replicas:
         return f"it has {len(states)} of {service.replicas} containers"
-    compared = config_hash and not _refers_to_containers(service)
     for state in states:
-        if compared and state.config_hash != config_hash:
+        if config_hash and state.config_hash != config_hash:
             return f"its compose configuration changed since {state.name} was created"
         if image_id and image_id not in (state.image_id, state.engine_image_id):
             return f"{state.name} runs image {_short(state.image_id)}, and {service.image} is {_short(image_id)}"
@@ -346,10 +435,10 @@ def one_shots(project: Project) -> List[str]:
     )
 
 
-def _refers_to_containers(service: Service) -> bool:
-    """docker/compose, pkg/compose/convergence.go: resolveServiceReferences."""
-    modes = (str(service.raw.get(key) or "") for key in ("network_mode", "ipc", "pid"))
-    return bool(service.raw.get("volumes_from")) or any(mode.startswith("service:") for mode in modes)
+def shares_another(service: Service) -> bool:
+    """:returns: whether it uses a namespace or the volumes of another service's container (docker/compose,
+    pkg/compose/convergence.go: resolveServiceReferences)."""
+    return bool(service.raw.get("volumes_from")) or bool(_references(service))
 
 
 def _ended_well(service: Service, state: ContainerState, one_shot: bool) -> bool:

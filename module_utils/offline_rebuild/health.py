@@ -33,7 +33,7 @@ import re
 import select
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .cli import Docker
@@ -170,6 +170,7 @@ def gate(
     events: Optional[Events] = None,
     probe: bool = True,
     names: Sequence[str] = (),
+    only: Optional[Mapping[str, Sequence[str]]] = None,
 ) -> GateResult:
     """Wait until the services are healthy and the checks pass, one has failed for good, or the deadline is over.
 
@@ -178,9 +179,11 @@ def gate(
     :param restarts: container id to its restart count before the swap; a container that is not in it starts from 0.
     :param probe: run a container's own healthcheck while the engine still waits for its first interval.
     :param names: names that the containers probably have; spares the call that lists them.
+    :param only: service to the names or ids of the containers that are looked at in place of all that it has.
     """
     loop = _Gate(docker, project, services, checks, stable, dict(restarts or {}), probe)
     loop.ids = list(names)
+    loop.only = {ref: name for name, refs in (only or {}).items() for ref in refs}
     own = Events(docker, project.name) if events is None else None
     try:
         return loop.run(deadline, events or own)  # type: ignore[arg-type]
@@ -220,6 +223,7 @@ class _Gate:
         self.probe = probe
         self.one_shots = set(one_shots(project))
         self.ids: List[str] = []
+        self.only: Dict[str, str] = {}
         self.states: Dict[str, List[ContainerState]] = {}
         self.looked = (time.time(), time.monotonic())
         self.running_since: Dict[Tuple[str, str], float] = {}
@@ -256,6 +260,9 @@ class _Gate:
         """One inspect of the known containers; they are listed again when one of them is gone."""
         self.looked = (time.time(), time.monotonic())  # before the engine answers: a container may die meanwhile
         wanted = {service.name for service in self.services}
+        if self.only:
+            self.states = self._only_these()
+            return
         states = inspect_containers(self.docker, self.ids) if self.ids else []
         if not states or len(states) != len(self.ids):
             found = containers(self.docker, self.project)
@@ -265,11 +272,22 @@ class _Gate:
         if any(len(self.states[s.name]) < s.replicas for s in self.services):
             self.ids = []
 
+    def _only_these(self) -> Dict[str, List[ContainerState]]:
+        """The containers of :attr:`only`, which may be of another project: each counts as one of its service's."""
+        found: Dict[str, List[ContainerState]] = {service.name: [] for service in self.services}
+        for state in inspect_containers(self.docker, list(self.only)):
+            name = self.only.get(state.id) or self.only.get(state.name)
+            if name in found:
+                policy = str(self.project.service(name).raw.get("restart") or "")
+                found[name].append(replace(state, service=name, restart_policy=policy))
+        return found
+
     def _judge(self, service: Service) -> ServiceHealth:
         states = self.states[service.name]
         names = [state.name for state in states]
-        if len(states) < service.replicas:
-            return ServiceHealth("pending", f"{len(states)} of {service.replicas} containers exist", names)
+        expected = list(self.only.values()).count(service.name) if self.only else service.replicas
+        if len(states) < expected:
+            return ServiceHealth("pending", f"{len(states)} of {expected} containers exist", names)
         found = [(*self._container(service, state), state.name) for state in states]
         for verdict in ("failed", "pending"):
             for seen, detail, name in found:

@@ -66,6 +66,17 @@ class Lock:
             raise
         return cls(folder, guard, note)
 
+    @staticmethod
+    def look(state_dir: str, project: str) -> None:
+        """Say whether another run holds the lock; nothing is taken or written.
+
+        :raises OfflineRebuildError: ``locked``.
+        """
+        folder = os.path.join(state_dir, "locks", project + ".lock")
+        owner = _read(folder)
+        if owner is not None and _alive(owner):
+            raise _locked(folder, owner)
+
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""
         if not self.guard.closed:

@@ -6,7 +6,8 @@ Schema (``Plan.to_dict``), version 1::
      "services": [{"service", "image", "action", "way", "reasons": [str], "files": [{"path", "kind", "what": [str],
        "note", "mend"}], "dockerfile", "reused", "total", "start": {"line", "text"} | null, "evidence",
        "assumed": [str], "ancestor", "ancestor_digest", "inputs", "image_before", "stages": [...], "mend",
-       "image_modes": [str], "image_modes_total", "not_run": [str], "run_again": [str]}]}
+       "image_modes": [str], "image_modes_total", "not_run": [str], "run_again": [str], "swap", "swap_why",
+       "pregate": bool, "pregate_why"}]}
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class ServicePlan:
     :param mend: one shell command that gives all files the modes and line ends that the image has; it concerns those
         that differ by mode, or by their line ends alone.
     :param image_modes: the first of the ``image_modes_total`` paths whose mode is taken from the image.
+    :param swap: ``rolling``, ``recreate`` or ``""``; ``swap_why`` says why it is not rolling.
+    :param pregate: whether the new image is tried beside the old container first; ``pregate_why`` says why not.
     """
 
     service: str
@@ -111,6 +114,10 @@ class ServicePlan:
     inputs: str = ""
     not_run: Tuple[str, ...] = ()
     run_again: Tuple[str, ...] = ()
+    swap: str = ""
+    swap_why: str = ""
+    pregate: bool = False
+    pregate_why: str = ""
 
     @property
     def changed(self) -> bool:
@@ -217,4 +224,7 @@ def describe(service: ServicePlan) -> List[str]:
     if service.evidence:
         lines.append(f"  evidence: {service.evidence}")
     lines += [f"  assumed: {text}" for text in service.assumed]
+    if service.swap:
+        lines.append(f"  swap: {service.swap}" + (f", since {service.swap_why}" if service.swap_why else ""))
+        lines.append("  pre-gate: " + (f"no, since {service.pregate_why}" if service.pregate_why else "yes"))
     return lines

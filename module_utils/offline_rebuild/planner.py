@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, AbstractSet, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from . import compose, graft
@@ -32,6 +32,7 @@ from .records import RecordStore, StageRecord
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, canonical
 from .statindex import StatIndex
+from .swap import Wishes, judge
 
 if TYPE_CHECKING:
     from .overlay import Overlay
@@ -46,6 +47,7 @@ class Settings:
     :param evidence: the least evidence accepted: ``recorded``, ``observed`` or ``assumed``.
     :param may_write: whether caches under ``state_dir`` may be written (not in check mode).
     :param run_time: seconds since the epoch, given once by the controller for all hosts.
+    :param wishes: what the operator set of the services' swap.
     :param trusting: the operator says that the tree is untouched (``prime``).
     :param cheapest: the cheapest way that may be taken: ``assemble``, ``thin graft`` or ``graft`` (tests force them).
     :param modes: ``exact``, or ``image``: files that the ancestor holds keep their mode from there.
@@ -65,6 +67,7 @@ class Settings:
     reuse: str = "exact"
     dependency_files: Tuple[str, ...] = ()
     overlay_run: Tuple[str, ...] = ()
+    wishes: Wishes = field(default_factory=Wishes)
 
 
 def image_store(docker: Docker, settings: Settings) -> ImageStore:
@@ -112,17 +115,41 @@ class Planner:
         later_hashes = Later(lambda: compose.config_hashes(self.docker, self.project))
         one_shots = compose.one_shots(self.project)
         services: List[ServicePlan] = []
+        hashes: Optional[Dict[str, str]] = None
         for service in self.services:
             planned = self._service(service)
             if planned.action == "unchanged":
                 states = later_containers.result().get(service.name, [])
-                wanted_hash = later_hashes.result().get(service.name, "")
+                if hashes is None:
+                    every = later_containers.result()
+                    hashes = compose.comparable_hashes(self.docker, self.project, every, later_hashes.result())
+                wanted_hash = hashes.get(service.name, "")
                 one_shot = service.name in one_shots
                 reason = compose.service_state(service, planned.image_before, states, wanted_hash, one_shot)
                 if reason:
                     planned = replace(planned, action="restart", reasons=(reason, *planned.reasons))
             services.append(planned)
+        changed = {planned.service for planned in services if planned.changed}
+        if changed:
+            found = later_containers.result()
+            services = [self._with_manner(s, found, changed) if s.changed else s for s in services]
         return Plan(self.project.name, self.store.info.version, self.store.info.store, tuple(services))
+
+    def _with_manner(
+        self, planned: ServicePlan, states: Mapping[str, List[compose.ContainerState]], changed: AbstractSet[str]
+    ) -> ServicePlan:
+        """The volumes are those of the image that is there; the run looks again when it has the new one."""
+        service = self.project.service(planned.service)
+        current = self.store.inspect_of(service.image)
+        volumes = tuple(((current or {}).get("Config") or {}).get("Volumes") or ())
+        manner = judge(self.project, service, states, volumes, self.settings.wishes, changed)
+        return replace(
+            planned,
+            swap=manner.swap,
+            swap_why=manner.why,
+            pregate=manner.pregate,
+            pregate_why=manner.pregate_why,
+        )
 
     def _service(self, service: Service) -> ServicePlan:
         current = self.store.inspect_of(service.image)

@@ -8,19 +8,21 @@ Files, all below ``state_dir`` and readable by root only::
     releases/<project>/<id>.checks.json    the operator's health checks that the release passed, for a rollback to it;
                                            of headers that a check sends the names alone
     releases/<project>/reserve             space for the journal on a disk that gets full, while a release is made
+    releases/<project>/pregate.compose     the compose file of a pre-gate, while it lasts
     audit.log                              one JSON line per event, only ever appended to
 
 Schema of a release, version 1 (times are seconds since 1970 on the host's clock)::
 
     {"schema": 1, "id": str, "project": str, "src": str, "state": STATES, "step": str, "started": float,
-     "finished": float | null, "run_time": int, "change_id": str, "operator": str, "way": "recreate",
+     "finished": float | null, "run_time": int, "change_id": str, "operator": str, "rollback_to": str,
      "services": {name: {"image": str, "action": str, "way": str, "before": id, "after": id, "tag_before": id,
-                         "kept_as": name:tag, "imported": bool}},
+                         "kept_as": name:tag, "imported": bool, "swap": "recreate"|"rolling", "pregate": bool}},
      "swapped": [service], "plan": dict, "gate": dict | null, "rollback_gate": dict | null, "evidence": [dict],
      "note": str, "timings": {phase: seconds}}
 
 ``before`` is the image that the service's containers ran (its name's image if it had none), ``tag_before`` the one that
-its name stood for, ``after`` the new one; ``""`` where there was none. ``imported`` says that no release made
+its name stood for, ``after`` the new one; ``""`` where there was none. ``rollback_to`` is the release that an operator
+went back to, ``""`` for a rebuild. ``imported`` says that no release made
 ``before``: it came from outside, and is what later rebuilds start from.
 """
 
@@ -42,8 +44,9 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA = 1
-STATES = ("planning", "making", "swapping", "gating", "rolling_back", "done", "rolled_back", "failed")
+STATES = ("planning", "making", "pregating", "swapping", "gating", "rolling_back", "done", "rolled_back", "failed")
 FINISHED = ("done", "rolled_back", "failed")
+_PREGATE = "pregate.compose"
 
 _SECRET_NAME = re.compile(r"(?i)(pass(word|wd|phrase)?|secret|token|credentials?|auth|api_?key|_key|_pat)(_|$)")
 #: The fields of a release that hold text from elsewhere. Names and ids are not masked: a rollback needs them.
@@ -65,6 +68,8 @@ class ServiceRecord:
     tag_before: str = ""
     kept_as: str = ""
     imported: bool = False
+    swap: str = "recreate"
+    pregate: bool = False
 
 
 @dataclass
@@ -81,7 +86,7 @@ class Release:
     run_time: int = 0
     change_id: str = ""
     operator: str = ""
-    way: str = "recreate"
+    rollback_to: str = ""
     services: Dict[str, ServiceRecord] = field(default_factory=dict)
     swapped: List[str] = field(default_factory=list)
     plan: Dict[str, Any] = field(default_factory=dict)
@@ -147,18 +152,39 @@ class Journal:
         """Write the release to the disk, whole or not at all.
 
         States whose loss in a power failure changes nothing in what recovery does are not waited for: without
-        ``making`` there is nothing to recover, and ``gating`` is recovered as ``swapping`` is.
+        ``making`` there is nothing to recover, a power failure ends a pre-gate's containers and the next one removes
+        them, and ``gating`` is recovered as ``swapping`` is.
 
         :raises OfflineRebuildError: ``journal-write``: no space, read-only, no permission.
         """
+        for key in _FREE_TEXT:  # in the release itself, which goes on to the operator
+            setattr(release, key, mask(getattr(release, key), self.secrets))
         data = release.to_dict()
-        data.update({key: mask(data[key], self.secrets) for key in _FREE_TEXT})
-        durable = release.state not in ("planning", "making", "gating")
+        durable = release.state not in ("planning", "making", "pregating", "gating")
         self._replace(release.id + ".json", json.dumps(data, indent=1).encode("utf-8"), durable)
 
     def write_rendered(self, release: Release, model: bytes) -> None:
-        """Keep the rendered project that the release runs with."""
-        self._replace(release.id + ".compose.json", model, durable=False)
+        """Keep the rendered project that the release runs with.
+
+        A rollback cannot be finished without it, so there it is on the disk before anything is swapped.
+        """
+        self._replace(release.id + ".compose.json", model, durable=bool(release.rollback_to))
+
+    def rendered_of(self, release_id: str) -> str:
+        """:returns: the path of the rendered project of a release, ``""`` if none is kept."""
+        path = os.path.join(self.folder, release_id + ".compose.json")
+        return path if os.path.exists(path) else ""
+
+    def write_pregate(self, model: bytes) -> str:
+        """:returns: the path of the pre-gate's compose file, written."""
+        self._replace(_PREGATE, model, durable=False)
+        return os.path.join(self.folder, _PREGATE)
+
+    def remove_pregate(self) -> None:
+        """Remove the pre-gate's compose file; it need not exist."""
+        path = os.path.join(self.folder, _PREGATE)
+        if os.path.lexists(path):
+            os.unlink(path)
 
     def rendered(self) -> List[str]:
         """:returns: the kept rendered projects, newest first (paths)."""
@@ -170,16 +196,17 @@ class Journal:
         kept = [{**check, "headers": sorted(check.get("headers") or {})} for check in checks]
         self._replace(release.id + ".checks.json", json.dumps(kept, indent=1).encode("utf-8"), durable=False)
 
-    def checks(self, current: Sequence[Mapping[str, Any]] = ()) -> Optional[List[Dict[str, Any]]]:
+    def checks(self, current: Sequence[Mapping[str, Any]] = (), of: str = "") -> Optional[List[Dict[str, Any]]]:
         """The checks of the newest release that is done: what ran before the present one passed them.
 
+        :param of: those of this release instead.
         :param current: the present checks, which give the values of the headers; a check with a header that none of
             them sends is left out.
         :returns: ``None`` when no release is done or its checks are not kept.
         """
         known = {name: value for check in current for name, value in (check.get("headers") or {}).items()}
         for release in reversed(self.all()):
-            if release.state == "done":
+            if release.id == of or (not of and release.state == "done"):
                 break
         else:
             return None

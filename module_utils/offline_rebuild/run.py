@@ -5,21 +5,23 @@ Everything up to the plan reads only; check mode stops there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from . import compose, transaction
+from . import compose, health, rollback, swap, transaction
 from .cli import Docker, EngineInfo, parse_version
 from .compose import Project
 from .errors import OfflineRebuildError
 from .later import Later
+from .lock import Lock
 from .plan import Plan, ServicePlan
 from .planner import Planner, Settings, image_store
 from .presence import Need, needs
-from .release import Journal
+from .release import Journal, secrets_of
 
 __all__ = ["Outcome", "Request", "execute", "of_system", "open_project", "settings_of", "survey"]
 
@@ -52,8 +54,20 @@ class Request:
     change_id: str = ""
     operator: str = ""
     run_time: int = 0
+    pregate_services: Sequence[str] = ()
+    no_pregate_services: Sequence[str] = ()
+    rolling_services: Sequence[str] = ()
+    release: str = ""
+    project_pushed: bool = False
     action: str = "rebuild"
     advise: bool = False
+
+    @property
+    def wishes(self) -> swap.Wishes:
+        """:returns: what is set of the services' swap."""
+        return swap.Wishes(
+            frozenset(self.pregate_services), frozenset(self.no_pregate_services), frozenset(self.rolling_services)
+        )
 
 
 @dataclass(frozen=True)
@@ -122,20 +136,29 @@ def execute(request: Request, on_event: transaction.OnEvent = transaction.unhear
 def _execute(request: Request, on_event: transaction.OnEvent) -> Outcome:
     clock = time.monotonic()
     docker = Docker()
-    if not os.path.isdir(request.project_src):
+    if not os.path.isdir(request.project_src) and not (request.action == "preflight" and request.project_pushed):
         raise OfflineRebuildError(
             "project-missing",
             "the project folder does not exist",
             "set offline_rebuild_project_src to the tree on this host, or offline_rebuild_project_push to send one",
             file=request.project_src,
         )
+    if request.action == "rollback":
+        return _rollback(request, docker, clock, on_event)
+    if request.action == "preflight" and request.project_pushed:
+        _room(docker.require(), request)
+        return Outcome(False, "ready, as far as can be said before the project is sent")
     store = Later(lambda: image_store(docker, settings_of(request)))
     later_info = Later(docker.require)
     project = Later(lambda: open_project(docker, request))
     info = later_info.result()
     planner = Planner(docker, project.result(), settings_of(request), set(request.services), store.result())
+    swap.check_wishes(request.wishes, planner.project)
+    health.parse_checks(request.health_checks, planner.project)
     if request.action == "prime":
         return _prime(planner)
+    if request.action == "preflight":
+        return _ready(planner, info, request, clock)
     if request.check:
         plan = planner.plan()
         if plan.changed and not plan.blocked:
@@ -171,6 +194,67 @@ def _with_unfinished(outcome: Outcome, journal: Journal) -> Outcome:
     return replace(outcome, changed=True, msg=f"{text}: a run finishes it first, or rolls it back; {outcome.msg}")
 
 
+def _ready(planner: Planner, info: EngineInfo, request: Request, clock: float) -> Outcome:
+    """What would stop this host's run is said now, while no host of the run has been touched."""
+    Lock.look(request.state_dir, planner.project.name)
+    plan = planner.plan()
+    if plan.changed and not plan.blocked:
+        _preflight(info, plan, request)
+    found = _planned(plan, {"plan": round(time.monotonic() - clock, 3)})
+    return replace(found, changed=False, msg=found.msg if found.failed else f"ready: {found.msg}")
+
+
+def _rollback(request: Request, docker: Docker, clock: float, on_event: transaction.OnEvent) -> Outcome:
+    """Back to a kept release, through the same transaction. Its images and its compose configuration are kept; the
+    tree is not touched, and need not even be one that compose accepts."""
+    docker.require()
+    try:
+        now = open_project(docker, request)
+    except OfflineRebuildError as error:
+        base = rollback.base_project(request.state_dir, request.project_src, request.project_name)
+        if base is None or error.code not in ("compose-invalid", "compose-file-missing", "env-file-missing"):
+            raise
+        now = base
+    options = options_of(request)
+    if not request.check:
+        transaction.recover(docker, now, options, on_event)
+    journal = Journal(request.state_dir, now.name, secrets_of(now.raw))
+    target = rollback.find(journal, request.release)
+    then = rollback.target_project(now, target)
+
+    def plan() -> Plan:
+        return rollback.plan(docker, then, target, set(request.services))
+
+    checks = _checks_of(journal, target.release, request, then)
+    options = replace(options, rollback_to=target.release, why="rollback", health_checks=checks)
+    made = plan()
+    left = rollback.left(then, target)
+    message = rollback.message(target, made, left)
+    if request.check or not made.changed:
+        return Outcome(made.changed, message, plan=made, timings={"plan": round(time.monotonic() - clock, 3)})
+    swap.check_wishes(request.wishes, now)
+    release = transaction.run(docker, then, plan, lambda s: target.images[s.service], options, on_event)
+    if release is None:
+        return Outcome(False, message, plan=made)
+    if release.state != "done":
+        return Outcome(bool(release.swapped), f"{release.state}: {release.note}", True, made, release.to_dict())
+    timings = {"total": round(time.monotonic() - clock, 3)}
+    message = f"{message}; release {release.id}"
+    return Outcome(True, message, plan=made, release=release.to_dict(), timings=timings)
+
+
+def _checks_of(journal: Journal, release: str, request: Request, then: Project) -> List[Mapping[str, Any]]:
+    """The checks that a release had passed, and so has to pass again; without a record of them, the present ones.
+    Those that concern a service that was not there are left out."""
+    found: List[Mapping[str, Any]] = []
+    kept = journal.checks(request.health_checks, release)
+    for entry in request.health_checks if kept is None else kept:
+        with contextlib.suppress(OfflineRebuildError):
+            health.parse_checks([entry], then)
+            found.append(entry)
+    return found
+
+
 def _carry_out(
     request: Request, docker: Docker, planner: Planner, clock: float, on_event: transaction.OnEvent
 ) -> Outcome:
@@ -195,17 +279,10 @@ def _carry_out(
         finally:
             timings["make"] = round(timings["make"] + time.monotonic() - began, 3)
 
-    options = transaction.Options(
-        state_dir=request.state_dir,
-        gate_timeout=request.gate_timeout,
-        health_checks=tuple(request.health_checks),
-        change_id=request.change_id,
-        operator=request.operator,
-        keep_releases=request.keep_releases,
-        run_time=request.run_time,
-    )
     try:
-        release = transaction.run(docker, planner.project, plan, make, options, on_event, tidy=planner.clean)
+        release = transaction.run(
+            docker, planner.project, plan, make, options_of(request), on_event, tidy=planner.clean
+        )
     except OfflineRebuildError as error:
         if error.code != "plan-blocked":
             raise
@@ -220,8 +297,9 @@ def _carry_out(
         return Outcome(True, message, release.state == "failed", plans[-1], document, timings=timings)
     if release.state != "done":
         message = f"{release.state}: {release.note}"
-        return Outcome(True, message, True, plans[-1], document, timings=timings)
-    return Outcome(True, _summary(plans[-1]), plan=plans[-1], release=document, images=images, timings=timings)
+        return Outcome(bool(release.swapped), message, True, plans[-1], document, timings=timings)
+    message = f"{_summary(plans[-1])}; release {release.id}"
+    return Outcome(True, message, plan=plans[-1], release=document, images=images, timings=timings)
 
 
 def of_system(error: OSError) -> OfflineRebuildError:
@@ -265,6 +343,20 @@ def open_project(docker: Docker, request: Any) -> Project:
     )
 
 
+def options_of(request: Request) -> transaction.Options:
+    """:returns: what the transaction needs of a request."""
+    return transaction.Options(
+        state_dir=request.state_dir,
+        gate_timeout=request.gate_timeout,
+        health_checks=tuple(request.health_checks),
+        change_id=request.change_id,
+        operator=request.operator,
+        keep_releases=request.keep_releases,
+        run_time=request.run_time,
+        wishes=request.wishes,
+    )
+
+
 def settings_of(request: Request) -> Settings:
     """:returns: what the planner needs of a request."""
     return Settings(
@@ -277,6 +369,7 @@ def settings_of(request: Request) -> Settings:
         overlay_run=tuple(str(text) for text in request.overlay_run),
         may_write=not request.check,
         run_time=request.run_time,
+        wishes=request.wishes,
     )
 
 
@@ -300,6 +393,11 @@ def _preflight(info: EngineInfo, plan: Plan, request: Request) -> None:
             f"something has to be built and the docker CLI {info.client_version} has no buildx plugin",
             "put the docker-buildx binary into /usr/libexec/docker/cli-plugins/",
         )
+    _room(info, request)
+
+
+def _room(info: EngineInfo, request: Request) -> None:
+    """:raises OfflineRebuildError: ``disk-full``."""
     for path in dict.fromkeys((info.root, _existing_parent(request.state_dir))):
         try:
             stat = os.statvfs(path)

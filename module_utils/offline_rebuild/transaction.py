@@ -1,14 +1,15 @@
 """The transaction: images first, then the swap, then the gate; back again when the gate says no.
 
-Order: lock, finish what an earlier run left, make *all* images, name what runs now
+Order: lock, finish what an earlier run left, make *all* images, pre-gate (pregate.py), name what runs now
 ``<repository>:offline-rebuild-<release>``, move the services' names, ``docker compose up`` of what changed, gate,
 record. Nothing is stopped before every image exists; ``down`` is never called and no volume is ever removed.
 
 The journal names each step before it acts. A run that was killed is finished by the next one, according to its state:
 
 ============ ===================================================================================================
-planning,    nothing was touched: closed as ``rolled_back``
-making
+planning,    nothing was touched: closed as ``rolled_back``; what a pre-gate left is removed
+making,
+pregating
 swapping,    forward: names moved, ``up`` and gate again (both do nothing where they had been done); back, if an
 gating       image of it is gone
 rolling_back back: names put back, ``up`` and gate again
@@ -26,14 +27,16 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
-from . import compose, health
+from . import compose, health, pregate, rolling, swap
 from .cli import Docker, parse_version
 from .compose import ContainerState, Project
 from .errors import OfflineRebuildError
+from .graft import REGISTRY
 from .image import normal_ref
+from .later import Later
 from .lock import Lock
 from .plan import Plan, ServicePlan
 from .release import Journal, Release, ServiceRecord, mask, retention, secrets_of
@@ -53,6 +56,8 @@ def unheard(_name: str, _text: str) -> None:
 _UP_EXTRA = 120.0
 #: From here on ``--no-deps`` does not change the config hash (docker/compose, commit d658fecc6).
 _NO_DEPS_SINCE = (2, 29, 3)
+#: In place of a return code: a service could not be swapped in the rolling way.
+_NOT_ROLLED = -1
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Options:
     :param recover: finish an unfinished release first; without it such a release is an error.
     :param stable: seconds that a container has to have run to pass.
     :param why: for the lock and the audit log.
+    :param wishes: what the operator set of the services' swap.
+    :param rollback_to: for a rollback, the release that is gone back to.
     """
 
     state_dir: str = "/var/lib/offline-rebuild"
@@ -78,6 +85,8 @@ class Options:
     recover: bool = True
     stable: float = 1.0
     why: str = "rebuild"
+    wishes: swap.Wishes = field(default_factory=swap.Wishes)
+    rollback_to: str = ""
 
 
 def run(
@@ -102,6 +111,7 @@ def run(
         ``health-check-invalid``, ``journal-write``, and what ``make_image`` raises: nothing has been touched then.
     """
     health.parse_checks(options.health_checks, project)
+    swap.check_wishes(options.wishes, project)
     with _lock(project, options) as lock:
         work = _Transaction(docker, project, options, on_event, lock)
         every = work.recover_all()
@@ -145,7 +155,7 @@ class _Transaction:
 
     def __init__(self, docker: Docker, project: Project, options: Options, on_event: OnEvent, lock: Lock) -> None:
         self.docker = docker
-        self.project = project
+        self.given = self.project = project
         self.options = options
         self.on_event = on_event
         self.lock = lock
@@ -157,6 +167,9 @@ class _Transaction:
         self.touched = False
         self.unwritten: Optional[OfflineRebuildError] = None
         docker.guard = lock.guard
+        self.to_swap: List[str] = []
+        self.forced: Set[str] = set()
+        self.leaving: Optional[Later[None]] = None
         if lock.note:
             self._say("lock", lock.note)
 
@@ -167,6 +180,7 @@ class _Transaction:
             self.options.run_time, self.options.change_id, self.options.operator, self.project.src
         )
         release.plan = plan.to_dict()
+        release.rollback_to = self.options.rollback_to
         release.services = {s.service: ServiceRecord(s.image, s.action, s.way) for s in plan.services if s.changed}
         self.touched = False
         self.journal.reserve()
@@ -174,15 +188,21 @@ class _Transaction:
         began = time.monotonic()
         try:
             for service in plan.services:
-                if service.action == "rebuild":
+                if service.action == "rebuild" or service.way == "rollback":
                     release.services[service.service].after = make_image(service)
             _took(release, "making", began)
             self._prepare(release, plan)
+            tried = self._pregate(release)
+            if release.rollback_to and not tried:
+                self.journal.write_rendered(release, compose.dump(self.project.raw))
         except BaseException as error:
             release.note = f"nothing was touched: {error}"
             with contextlib.suppress(OfflineRebuildError):  # the first error is the one to be read
                 self._finish(release, "failed")
             raise
+        if tried:
+            release.note = tried
+            return self._finish(release, "failed")
         return self._forward(release)
 
     def _prepare(self, release: Release, plan: Plan) -> None:
@@ -191,10 +211,12 @@ class _Transaction:
         :raises OfflineRebuildError: ``plan-stale``: a name stands for another image than the plan was made from.
         """
         names = {s.image: s.image_before for s in plan.services if s.changed}
-        with self.docker.popen("image", "inspect", *names, stderr=subprocess.DEVNULL) as inspecting:
+        made = {record.after for record in release.services.values() if record.after}
+        with self.docker.popen("image", "inspect", *names, *made, stderr=subprocess.DEVNULL) as inspecting:
             states = compose.containers(self.docker, self.project)
             images = json.loads(inspecting.communicate()[0] or b"[]")
         tags, there = _names_and_ids(images, names)
+        volumes = {str(i["Id"]): tuple((i.get("Config") or {}).get("Volumes") or ()) for i in images}
         running_ids = {s.image_id for name in release.services for s in states.get(name, [])}
         there |= self._images(running_ids - there)
         for image, before in names.items():
@@ -215,8 +237,78 @@ class _Transaction:
             record.before = newest.image_id if newest else record.tag_before
             record.imported = self._is_imported(record.before)
         _name_kept(release)
-        release.swapped = self._swap_set(list(release.services), states)
+        for name, record in release.services.items():
+            declared = volumes.get(record.after or record.tag_before, ())
+            service = self.project.service(name)
+            manner = swap.judge(self.project, service, states, declared, self.options.wishes, set(release.services))
+            record.swap, record.pregate = manner.swap, manner.pregate
         self.before = states
+        self.to_swap = self._swap_set(list(release.services), states)
+
+    def _pregate(self, release: Release) -> str:
+        """Try the new images beside the running containers.
+
+        :returns: why one of them did not get healthy there; ``""`` when all did. Nothing has been swapped then.
+        """
+        names = [name for name, record in release.services.items() if record.pregate]
+        absent = pregate.missing(self.docker, self.project, names) if names else {}
+        for name, what in absent.items():
+            release.services[name].pregate = False
+            self._say("no-pregate", f"{name}: {what} does not exist yet", release.id)
+        names = [name for name in names if name not in absent]
+        if not names:
+            return ""
+        self._state(release, "pregating", f"trying {', '.join(names)} beside the old containers")
+        began = time.monotonic()
+        images = {name: release.services[name].after or release.services[name].tag_before for name in names}
+        tried = {name: f"{REGISTRY}/pregate:{image[7:19]}" for name, image in images.items()}
+        try:
+            result, said = self._try_beside({tried[name]: images[name] for name in names}, tried)
+            if not result.ok:
+                release.evidence += self._pregate_evidence(result, names, said)
+        except BaseException:
+            pregate.remove(self.docker, self.project)
+            raise
+        _took(release, "pregate", began)
+        if result.ok:
+            self.leaving = Later(lambda: pregate.remove(self.docker, self.project, graceful=True))
+            return ""
+        pregate.remove(self.docker, self.project, graceful=True)
+        return f"the new image did not get healthy beside the old container, nothing was swapped: {result.reason}"
+
+    def _pregate_evidence(self, result: health.GateResult, names: Sequence[str], said: str) -> List[Dict[str, Any]]:
+        bad = [name for name, found in result.services.items() if found.verdict != "ok"] or names
+        services = {pregate.container_name(self.project, name): name for name in bad}
+        states = [replace(s, service=services[s.name]) for s in compose.inspect_containers(self.docker, list(services))]
+        found = [*health.evidence(self.docker, states), {"compose": said.splitlines()}]
+        return [{"phase": "pregate", **entry} for entry in found]
+
+    def _try_beside(self, tags: Mapping[str, str], images: Mapping[str, str]) -> Tuple[health.GateResult, str]:
+        path = self.journal.write_pregate(compose.dump(pregate.model(self.project, images)))
+        self._tag(tags)
+        name = pregate.project_name(self.project)
+        argv = ("compose", "-p", name, *self.project.head[3:], "--project-directory", self.project.src, "-f", path)
+        beside = Project(name, self.project.src, argv, (path,), ())
+        only = {service: [pregate.container_name(self.project, service)] for service in images}
+        checks = [check for check in self.checks if check.inside and check.service in images]
+        with health.Events(self.docker, name) as events:
+            rc, said = self._compose(beside, "up", "-d", "--no-build", "--pull", "never")
+            deadline = time.monotonic() + (self.options.gate_timeout if rc == 0 else 0.0)
+            stable = self.options.stable
+            result = health.gate(
+                self.docker, self.project, list(images), checks, deadline, stable, events=events, only=only
+            )
+        if rc != 0:
+            result.ok = False
+            result.reason = f"`docker compose up` ended with {rc}: {said}"
+        return result, said
+
+    def _forget_pregate(self) -> None:
+        """Remove the names and the compose file of a pre-gate. The names go last: one may be an image's only one."""
+        listed = self.docker.run("image", "ls", f"{REGISTRY}/pregate", "--format", "{{.Repository}}:{{.Tag}}")
+        if listed.text.split():
+            self.docker.run("image", "rm", "--no-prune", *listed.text.split(), check=False, guarded=True)
+        self.journal.remove_pregate()
 
     def _is_imported(self, image_id: str) -> bool:
         """Whether no release made the image, as far as the journal goes back (records of it are carried on)."""
@@ -243,6 +335,7 @@ class _Transaction:
         return [service.name for service in self.project.services if service.name in wanted]
 
     def _forward(self, release: Release) -> Release:
+        release.swapped = self.to_swap
         self._state(release, "swapping", f"swapping {', '.join(release.swapped)}")
         began = time.monotonic()
         try:
@@ -254,7 +347,7 @@ class _Transaction:
         release.gate = result.to_dict()
         if result.ok:
             try:
-                self.journal.write_rendered(release, _rendered(self.project))
+                self.journal.write_rendered(release, compose.dump(self.project.raw))
                 self.journal.write_checks(release, self.options.health_checks)
             except OfflineRebuildError as error:
                 self.unwritten = error
@@ -310,20 +403,18 @@ class _Transaction:
         made = _hashes(self.after, names)
         if not wanted or (self.up_ok and made and _agrees(made, wanted)):
             return ()
-        if _agrees(compose.config_hashes(self.docker, self.project), wanted):
+        if _agrees(compose.comparable_hashes(self.docker, self.project, self.before), wanted):
             return ()
         for path in self.journal.rendered():
-            earlier = self._with_file(path)
+            earlier = compose.read_dumped(self.project, path)
+            if not set(names) <= {service.name for service in earlier.services}:
+                continue
             try:
-                if _agrees(compose.config_hashes(self.docker, earlier), wanted):
+                if _agrees(compose.comparable_hashes(self.docker, earlier, self.before), wanted):
                     return (path,)
             except OfflineRebuildError:
                 continue
         return None
-
-    def _with_file(self, path: str) -> Project:
-        argv = ("compose", "-p", self.project.name, "--project-directory", self.project.src, "-f", path)
-        return Project(self.project.name, self.project.src, argv, (path,), self.project.services, self.project.raw)
 
     def _what_runs(self, names: Iterable[str]) -> str:
         try:
@@ -350,11 +441,14 @@ class _Transaction:
         checks: Optional[Sequence[health.Check]] = None,
     ) -> health.GateResult:
         names = list(only) or release.swapped
-        project = self._with_file(files[0]) if files else self.project
+        project = compose.read_dumped(self.project, files[0]) if files else self.project
         restarts = {state.id: state.restart_count for states in self.before.values() for state in states}
         back = "rollback " if release.state == "rolling_back" else ""
         with health.Events(self.docker, self.project.name, 2 * (self.options.gate_timeout + _UP_EXTRA)) as events:
             rc, said = self._up(release, project, names)
+        with health.Events(self.docker, self.project.name) as events:
+            swap_all = self._up if back else self._swap
+            rc, said = swap_all(release, project, names)
             if rc != 0 and self._engine_was_away():
                 rc, said = self._up(release, project, names)
             _took(release, back + "swap", began)
@@ -376,10 +470,98 @@ class _Transaction:
             _took(release, back + "gate", gated)
         if rc != 0:
             result.ok = self.up_ok = False
-            result.reason = f"`docker compose up` ended with {rc}: {said}; {result.reason}".rstrip("; ")
+            up = f"`docker compose up` ended with {rc}: {said}; {result.reason}".rstrip("; ")
+            result.reason = said if rc == _NOT_ROLLED else up
         if not result.ok:
             release.evidence += self._evidence(result, said, back)
         return result
+
+    def _swap(self, release: Release, project: Project, names: Sequence[str]) -> Tuple[int, str]:
+        """Each service in its manner, in dependency order; those that are recreated next to one another by one ``up``.
+
+        :returns: as :meth:`_up`; the code is :data:`_NOT_ROLLED` where the old containers of a service serve on.
+        """
+        together: List[str] = []
+        for name in names:
+            if name not in release.services or release.services[name].swap != "rolling":
+                together.append(name)
+                continue
+            rc, said = self._up(release, project, together) if together else (0, "")
+            together = []
+            if rc != 0:
+                return rc, said
+            why_not = self._roll(release, name)
+            if why_not:
+                return _NOT_ROLLED, why_not
+        return self._up(release, project, together) if together else (0, "")
+
+    def _roll(self, release: Release, name: str) -> str:
+        """Swap one service as rolling.py tells.
+
+        :returns: why it could not be done; the new containers are gone then, and the old ones serve as before.
+        """
+        began = time.monotonic()
+        service = self.project.service(name)
+        old = self.before[name]
+        new: List[ContainerState] = []
+        try:
+            more = ("--scale", f"{name}={len(old) + service.replicas}")
+            args = ("up", "--no-start", "--no-recreate", "--no-build", "--pull", "never", *more, *self._alone(), name)
+            rc, said = self._compose(self.project, *args)
+            known = {state.id for state in old}
+            found = compose.containers(self.docker, self.project)[name]
+            new = [state for state in found if state.id not in known and state.state == "created"]
+            if rc != 0 or len(new) != service.replicas:
+                why_not = f"{name}: the new containers were not created: {said}"
+            else:
+                why_not = self._start_beside(release, name, new)
+        except OfflineRebuildError as error:
+            why_not = str(error)
+        if why_not:
+            self.docker.run("rm", "-f", *(state.id for state in new), check=False, guarded=True)
+            return why_not
+        for state in old:
+            rolling.leave(self.docker, state, rolling.names_of(state))
+        rolling.drain([int((state.raw.get("State") or {}).get("Pid") or 0) for state in old])
+        self.docker.run("stop", *(state.id for state in old), check=False, guarded=True)
+        self.docker.run("rm", "-f", *(state.id for state in old), check=False, guarded=True)
+        _took(release, f"roll {name}", began)
+        return ""
+
+    def _start_beside(self, release: Release, name: str, new: Sequence[ContainerState]) -> str:
+        """Start a service's new containers out of its names, and take them in when they are healthy.
+
+        :returns: why they did not get healthy.
+        """
+        names = {state.id: rolling.names_of(state) for state in new}
+        for state in new:
+            rolling.leave(self.docker, state, names[state.id])
+        self.docker.run("start", *names, guarded=True)
+        why_not = self._gate_beside(release, name, new)
+        if why_not:
+            return why_not
+        before = rolling.addresses(self.docker, list(names))
+        for state in new:
+            rolling.enter(self.docker, state, names[state.id])
+        moved = [i for i, found in rolling.addresses(self.docker, list(names)).items() if found != before.get(i)]
+        if not moved:
+            return ""
+        self.docker.run("restart", *moved, guarded=True)  # what it had connected to would hang
+        return self._gate_beside(release, name, new)
+
+    def _gate_beside(self, release: Release, name: str, new: Sequence[ContainerState]) -> str:
+        checks = [check for check in self.checks if check.inside and check.service == name]
+        deadline = time.monotonic() + self.options.gate_timeout
+        only = {name: [state.id for state in new]}
+        result = health.gate(self.docker, self.project, [name], checks, deadline, self.options.stable, only=only)
+        if not result.ok:
+            states = compose.inspect_containers(self.docker, only[name])
+            release.evidence += [{"phase": "swap", **entry} for entry in health.evidence(self.docker, states)]
+        return "" if result.ok else f"{result.reason}; the old containers serve on"
+
+    def _alone(self) -> List[str]:
+        compose_version = parse_version(self.docker.info().plugins.get("compose", ""))
+        return ["--no-deps"] if compose_version >= _NO_DEPS_SINCE else []
 
     def _up(self, release: Release, project: Project, names: Sequence[str]) -> Tuple[int, str]:
         """``docker compose up`` of the named services, with nothing else where compose can do that.
@@ -387,11 +569,23 @@ class _Transaction:
         :returns: its return code and the end of what it said.
         """
         began = time.monotonic()
-        alone = ["--no-deps"] if parse_version(self.docker.info().plugins.get("compose", "")) >= _NO_DEPS_SINCE else []
-        argv = project.command("up", "-d", "--no-build", "--pull", "never", *alone, *names)
+        args = ("up", "-d", "--no-build", "--pull", "never", *self._alone())
+        forced = [name for name in names if name in self.forced]
+        ended = self._compose(project, *args, "--force-recreate", *forced) if forced else (0, "")
+        self.forced.difference_update(forced)
+        if ended[0] == 0:
+            ended = self._compose(project, *args, *names)
+        _took(release, "rollback up" if release.state == "rolling_back" else "up", began)
+        return ended
+
+    def _compose(self, project: Project, *args: str) -> Tuple[int, str]:
+        """A compose command that changes containers; the next run waits for it when this one is killed.
+
+        :returns: its return code and the end of what it said.
+        """
         with os.fdopen(os.memfd_create("compose-up"), "w+b") as log:  # no file to be left, no disk to be full
             process = subprocess.Popen(
-                (self.docker.binary, *argv),
+                (self.docker.binary, *project.command(*args)),
                 stdin=self.lock.guard,
                 stdout=log,
                 stderr=log,
@@ -405,7 +599,6 @@ class _Transaction:
                 rc = _end(process)
             log.seek(0)
             text = "\n".join(log.read().decode("utf-8", "replace").splitlines()[-10:])
-        _took(release, "rollback up" if release.state == "rolling_back" else "up", began)
         return rc, text
 
     def _container_names(self, names: Iterable[str]) -> List[str]:
@@ -473,17 +666,26 @@ class _Transaction:
                 f"release {unfinished[0].id} was cut off in state {unfinished[0].state}",
                 "run without recover: false, which finishes it or rolls it back",
             )
-        return [self._recover(release) for release in unfinished]
+        recovered = []
+        for release in unfinished:
+            recovered.append(self._recover(release))
+            self.project = self.given
+        return recovered
 
     def _recover(self, release: Release) -> Release:
         self.touched = release.state not in ("planning", "making")
         self._say("recover", f"release {release.id} was cut off in state {release.state}", release.id)
-        if release.state in ("planning", "making"):
+        pregate.remove(self.docker, self.project)
+        self._forget_pregate()
+        if release.rollback_to and self.journal.rendered_of(release.id):
+            self.project = compose.read_dumped(self.given, self.journal.rendered_of(release.id))
+        if release.state in ("planning", "making", "pregating"):
             release.note = "cut off before anything was touched"
             return self._finish(release, "rolled_back")
-        release.swapped = [s.name for s in self.project.services if s.name in release.swapped]
+        release.swapped = self.to_swap = [s.name for s in self.project.services if s.name in release.swapped]
         release.services = {n: r for n, r in release.services.items() if n in release.swapped}
         self.before = compose.containers(self.docker, self.project)
+        self._forget_rolling(release)
         after = {record.after for record in release.services.values() if record.after}
         there = self._images(after)
         if release.state == "rolling_back":
@@ -491,6 +693,15 @@ class _Transaction:
         if after - there:
             return self._back(release, f"its image {min(after - there)} is gone")
         return self._forward(release)
+
+    def _forget_rolling(self, release: Release) -> None:
+        """A rolling swap that was cut off is not gone on with: compose recreates the service."""
+        for name, record in release.services.items():
+            if record.swap == "rolling":
+                wanted = record.before if release.state == "rolling_back" else record.after or record.tag_before
+                if not rolling.is_whole(self.project.service(name), self.before[name], wanted):
+                    self.forced.add(name)
+                record.swap = "recreate"
 
     # -- the record
 
@@ -511,6 +722,11 @@ class _Transaction:
         self._say(state, step or release.note, release.id)
 
     def _finish(self, release: Release, state: str) -> Release:
+        leaving, self.leaving = self.leaving, None
+        if leaving is not None:
+            leaving.result()
+        if "pregate" in release.timings:
+            self._forget_pregate()
         release.finished = round(time.time(), 3)
         release.timings["total"] = round(release.finished - release.started, 3)
         self._state(release, state, "")
@@ -586,27 +802,13 @@ def _name_kept(release: Release) -> None:
         record.kept_as = kept
 
 
-def _rendered(project: Project) -> bytes:
-    """The project as compose rendered it, every ``$`` doubled again, to be read by compose once more."""
-
-    def double(value: Any) -> Any:
-        if isinstance(value, str):
-            return value.replace("$", "$$")
-        if isinstance(value, list):
-            return [double(item) for item in value]
-        if isinstance(value, dict):
-            return {key: double(item) for key, item in value.items()}
-        return value
-
-    return json.dumps(double(project.raw), indent=1).encode("utf-8", "surrogateescape")
-
-
 def _hashes(states: States, names: Sequence[str]) -> Dict[str, str]:
     return {n: found[-1].config_hash for n, found in states.items() if n in names and found and found[-1].config_hash}
 
 
 def _agrees(hashes: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    return all(hashes.get(name) == value for name, value in wanted.items())
+    """A service whose hash cannot be told (see compose.comparable_hashes) does not speak against it."""
+    return all(hashes.get(name, value) == value for name, value in wanted.items())
 
 
 def _took(release: Release, phase: str, began: float) -> None:

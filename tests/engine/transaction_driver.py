@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.environ.get("OFFLINE_REBUILD_CORE", str(Path(__file__).parents[2] / "module_utils")))
 
-from offline_rebuild import compose, transaction
+from offline_rebuild import compose, run, swap, transaction
 from offline_rebuild.cli import Docker
 from offline_rebuild.errors import OfflineRebuildError
 from offline_rebuild.plan import Plan, ServicePlan
@@ -46,8 +46,11 @@ class Site:
     def __init__(self, request):
         self.request = request
         self.docker = Docker()
-        self.project = compose.load(self.docker, request["src"], project_name=request.get("project"))
-        self.options = transaction.Options(**request.get("options", {}))
+        given = {key: request[key] for key in ("compose_files", "env_files", "profiles", "services") if key in request}
+        self.project = compose.load(self.docker, request["src"], project_name=request.get("project"), **given)
+        options = dict(request.get("options", {}))
+        wishes = {key: frozenset(names) for key, names in options.pop("wishes", {}).items()}
+        self.options = transaction.Options(**options, wishes=swap.Wishes(**wishes))
 
     def script(self, service):
         return Path(self.project.src, service, "run.sh").read_bytes()
@@ -72,12 +75,12 @@ class Site:
         for image in self.docker.inspect("image", [s.image for s in self.project.services]):
             images.update(dict.fromkeys(image["RepoTags"], image))
         states = compose.containers(self.docker, self.project)
-        hashes = compose.config_hashes(self.docker, self.project)
+        hashes = compose.comparable_hashes(self.docker, self.project, states)
         shots = compose.one_shots(self.project)
         plans = []
         for service in self.project.services:
             image = images.get(service.image) or {"Id": "", "Config": {"Labels": {}}}
-            args = (image["Id"], states[service.name], hashes[service.name], service.name in shots)
+            args = (image["Id"], states[service.name], hashes.get(service.name, ""), service.name in shots)
             reason = compose.service_state(service, *args)
             stale = service.build and (image["Config"]["Labels"] or {}).get("mark") != self.mark(service.name)
             action = "rebuild" if stale else "restart" if reason else "unchanged"
@@ -123,8 +126,21 @@ def op_status(request):
     return {"status": Site(request).status()}
 
 
+def op_execute(request):
+    """What the module does, with the real planner."""
+    return run.execute(run.Request(**request["request"])).to_dict()
+
+
 def op_services(request):
     return {"services": [asdict(s) for s in Site(request).project.services]}
+
+
+def op_base(request):
+    """Make the base image that Dockerfiles of a test start from."""
+    data = rootfs(b"", request["busybox"])
+    return {
+        "id": Docker().run("import", "--change", "LABEL offline-rebuild=test", "-", request["name"], stdin=data).text
+    }
 
 
 def main():

@@ -17,7 +17,7 @@ READMES = ("README.md", "README.zh-CN.md")
 #: Variables of the role that are no option of the module: it never sees the control node's tree.
 PUSH = {"project_push", "project_push_keep", "project_push_delete"}
 #: Options that the role fills by itself.
-FILLED = {"action", "run_time"}
+FILLED = {"action", "run_time", "project_pushed"}
 PYTHON_TYPES = {"path": str, "str": str, "bool": bool, "int": int, "list": list, "dict": dict}
 
 
@@ -98,7 +98,9 @@ def test_readme_equals_specification(spec: Dict[str, Dict[str, Any]], readme: st
 @pytest.mark.parametrize("readme", READMES)
 def test_readme_equals_playbook(readme: str) -> None:
     text = (ROOT / "playbooks" / "rebuild.yml").read_text(encoding="utf-8")
-    found = dict(re.findall(r"\{\{ (offline_rebuild_\w+) \| default\('?([^',]+)'?, true\) \}\}", text))
+    given = re.findall(r"\{\{ (offline_rebuild_\w+) \| default\('?([^',]+)'?, true\) \}\}", text)
+    found = dict(given)
+    assert len(set(given)) == len(found), "the plays have other defaults"
     assert set(found) == {PREFIX + "serial", PREFIX + "max_fail_percentage"}
     assert {name: default for name, (_, default) in table(readme, "playbook variables").items()} == found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from module_utils.offline_rebuild import transaction
+from module_utils.offline_rebuild import compose, transaction
 from module_utils.offline_rebuild.cli import Docker
 from module_utils.offline_rebuild.compose import ContainerState, Dependency, Project, Service
 from module_utils.offline_rebuild.errors import OfflineRebuildError
@@ -76,8 +76,8 @@ def test_only_images_that_change_are_kept_and_no_two_under_one_name() -> None:
 
 
 def test_a_rendered_project_is_what_compose_would_write() -> None:
-    project = Project("p", "/", (), (), (), {"services": {"a": {"environment": {"X": "5$ ${Y}", "N": None}, "n": 1}}})
-    assert json.loads(transaction._rendered(project)) == {
+    model = {"services": {"a": {"environment": {"X": "5$ ${Y}", "N": None}, "n": 1}}}
+    assert json.loads(compose.dump(model)) == {
         "services": {"a": {"environment": {"X": "5$$ $${Y}", "N": None}, "n": 1}}
     }
 
