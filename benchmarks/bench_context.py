@@ -89,7 +89,9 @@ def child(mode: str, tree: Path, index: Path) -> tuple[float, float, float, str]
     """:returns: seconds inside, seconds of the whole process, peak in MB, check value."""
     began = time.perf_counter()
     command = [sys.executable, "-c", CHILD, mode, str(tree), str(index)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    # Python as it is by default: it keeps what it has compiled
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
     inside, peak, value = run.stdout.split()
     return float(inside), time.perf_counter() - began, float(peak), value
 

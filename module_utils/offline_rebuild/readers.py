@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import marshal
 import os
-import select
 import struct
-import subprocess
 import sys
 from typing import Any, Callable, Dict, List, Tuple, Union
 
@@ -164,6 +162,8 @@ class Readers:
         busy: Dict[int, _Other] = {other.out: other for other in self._others if other.portions}
         if not busy:
             return
+        import select
+
         poll = select.poll()
         for fd in busy:
             poll.register(fd, select.POLLIN)
@@ -184,6 +184,8 @@ class _Other:
     """One other process, and the portions that it has."""
 
     def __init__(self, root: int) -> None:
+        import subprocess  # where few files are to be read it is not needed
+
         self.portions: List[Portion] = []
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _PROGRAM, __name__, str(root), *sys.path],
