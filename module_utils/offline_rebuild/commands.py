@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import unicodedata
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, TextIO, Tuple, Union
 
 from . import messages, render
@@ -69,11 +69,15 @@ OPTIONS: Mapping[str, Option] = {
     "state_dir": Option(("--state-dir",), meta="DIR"),
     "health_checks": Option(("--health-check",), "many", "URL"),
     "gate_timeout": Option(("--gate-timeout",), "number", "SECONDS"),
+    "pregate_services": Option(("--pregate",), "many", "NAME"),
+    "no_pregate_services": Option(("--no-pregate",), "many", "NAME"),
+    "rolling_services": Option(("--rolling",), "many", "NAME"),
     "keep_releases": Option(("--keep-releases",), "number", "N"),
     "change_id": Option(("--change-id",), meta="ID"),
     "operator": Option(("--operator",), meta="NAME"),
     "diff": Option(("--diff",), "flag"),
     "exit_code": Option(("--exit-code",), "flag"),
+    "check": Option(("--check",), "flag"),
     "lines": Option(("-n", "--lines"), "number", "N"),
     "since": Option(("--since",), meta="TIME"),
     "json": Option(("--json",), "flag"),
@@ -82,7 +86,9 @@ OPTIONS: Mapping[str, Option] = {
 }
 _PROJECT = ("project_src", "compose_files", "env_files", "profiles", "project_name", "state_dir")
 _BUILD = (*_PROJECT, "build_args", "evidence", "modes")
-_RUN = (*_BUILD, "health_checks", "gate_timeout", "keep_releases", "change_id", "operator")
+_SWAP = ("pregate_services", "no_pregate_services", "rolling_services")
+_GATED = ("health_checks", "gate_timeout", *_SWAP, "keep_releases", "change_id", "operator")
+_RUN = (*_BUILD, *_GATED)
 _COMMON = ("json", "options", "help")
 
 
@@ -131,15 +137,32 @@ def _plan_lines(outcome: Outcome, detail: bool) -> List[str]:
 def _rebuild(given: argparse.Namespace, say: Say) -> Answer:
     request = request_of(given)
     outcome = execute(request, lambda _event, text: say(text))
-    assert outcome.plan is not None
     if outcome.release is None:
         if outcome.failed:
             return Answer(BLOCKED, _document(outcome), _plan_lines(outcome, given.diff))
         return Answer(DONE, _document(outcome), ["nothing to do"])
+    return _released(outcome, request, given.diff)
+
+
+def _rollback(given: argparse.Namespace, say: Say) -> Answer:
+    if len(given.arguments) > 1:
+        raise OfflineRebuildError("usage", "rollback goes back to one release", "name one, or none for the one before")
+    request = request_of(given, check=bool(given.check), action="rollback")
+    request = replace(request, release="".join(given.arguments))
+    outcome = execute(request, lambda _event, text: say(text))
+    if outcome.release is None:
+        return Answer(DONE, _document(outcome), [outcome.msg])
+    answer = _released(outcome, request, given.diff)
+    return answer if outcome.failed else replace(answer, lines=[*answer.lines, outcome.msg])
+
+
+def _released(outcome: Outcome, request: Request, detail: bool) -> Answer:
+    assert outcome.plan is not None
+    assert outcome.release is not None
     # as the journal has it: with the project's secrets masked
     release = Journal(request.state_dir, outcome.plan.project).read(str(outcome.release["id"]))
     document = {**_document(outcome), "release": release.to_dict()}
-    lines = [line for line in render.plan_lines(outcome.plan, given.diff) if not line.endswith(": unchanged")]
+    lines = [line for line in render.plan_lines(outcome.plan, detail) if not line.endswith(": unchanged")]
     total = release.timings.get("total", 0.0)
     lines.append(f"release {release.id}: {release.state}" + (f" in {total:.1f} s" if total else ""))
     if not outcome.failed:
@@ -220,8 +243,9 @@ def _logs(given: argparse.Namespace, _say: Say) -> Answer:
 
 #: Name to command, in the order of the help.
 COMMANDS: Mapping[str, Command] = {
-    "plan": Command(_plan, (*_BUILD, "diff", "exit_code")),
+    "plan": Command(_plan, (*_BUILD, *_SWAP, "diff", "exit_code")),
     "rebuild": Command(_rebuild, (*_RUN, "diff")),
+    "rollback": Command(_rollback, (*_PROJECT, *_GATED, "check", "diff"), "releases"),
     "status": Command(_status, _PROJECT),
     "layers": Command(_layers, _BUILD),
     "context": Command(_context, _PROJECT),

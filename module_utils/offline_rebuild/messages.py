@@ -28,6 +28,10 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
         "rebuild what changed, swap it, check its health, go back if it is not healthy",
         "重建有变化的服务并切换，检查健康，不健康就换回",
     ),
+    "command.rollback": (
+        "go back to a release (its id or initial), or to the one before",
+        "回到某次发布（编号或 initial），不写则为前一次",
+    ),
     "command.status": ("services, releases, kept images, lock, disk", "服务、发布、保留的镜像、锁、磁盘"),
     "command.layers": (
         "each instruction of the Dockerfiles: its layer's size, and whether it is reused",
@@ -42,7 +46,7 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
     "command.releases": ("the releases on this host, or those that are named", "本机的发布记录，或所指定的发布"),
     "command.logs": ("the end of the services' logs, secrets masked", "各服务日志的末尾，机密已遮盖"),
     "arg.services": ("the services to look at; all if none is named", "要处理的服务；不写则为全部"),
-    "arg.releases": ("ids of releases to show in full", "要完整显示的发布编号"),
+    "arg.releases": ("ids of releases", "发布编号"),
     "meta.services": ("[SERVICE ...]", "[服务 ...]"),
     "meta.releases": ("[ID ...]", "[编号 ...]"),
     "option.help": ("this help", "显示本帮助"),
@@ -81,6 +85,19 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
         "seconds in which all health checks must have passed; default: 120",
         "全部健康检查必须在多少秒内通过；默认 120",
     ),
+    "option.pregate_services": (
+        "service to try beside its old container although it writes; may be repeated",
+        "即使会写数据卷也要预检的服务；可重复",
+    ),
+    "option.no_pregate_services": (
+        "service never to try beside its old container; may be repeated",
+        "从不做预检的服务；可重复",
+    ),
+    "option.rolling_services": (
+        "service to swap rolling although others look it up; may be repeated",
+        "即使其他服务会查询其地址也滚动替换的服务；可重复",
+    ),
+    "option.check": ("say what it would do; changes nothing", "只说明将会做什么；不改动任何东西"),
     "option.keep_releases": ("how many releases are kept; default: 3", "保留多少次发布；默认 3"),
     "option.change_id": ("number of the change or ticket", "变更单或工单号"),
     "option.operator": ("who runs this; default: the user", "操作人；默认为当前用户"),

@@ -173,19 +173,22 @@ def _gone(service: str, image: str, release: str) -> OfflineRebuildError:
     )
 
 
-def base_project(state_dir: str, src: str, name: Optional[str]) -> Optional[Project]:
+def base_project(
+    state_dir: str, project_src: str, name: Optional[str], env_files: Sequence[str] = ()
+) -> Optional[Project]:
     """The project as its newest release left it, for a tree whose compose files cannot be read any more.
 
+    :param env_files: as for :func:`compose.load`; secrets and configs may come from variables that stand there.
     :returns: ``None`` unless exactly one project of that tree (and name) has a rendered configuration.
     """
+    src = os.path.abspath(project_src)
+    given = [part for path in env_files for part in ("--env-file", os.path.join(src, path))]
     found: List[Project] = []
     folder = os.path.join(state_dir, "releases")
     for project in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         journal = Journal(state_dir, project)
-        if (name and project != name) or not any(r.src == os.path.abspath(src) for r in journal.all()):
+        if (name and project != name) or not any(release.src == src for release in journal.all()):
             continue
-        found += [
-            compose.read_dumped(Project(project, os.path.abspath(src), ("compose",), (), ()), path)
-            for path in journal.rendered()[:1]
-        ]
+        base = Project(project, src, ("compose", *given), (), ())
+        found += [compose.read_dumped(base, path) for path in journal.rendered()[:1]]
     return found[0] if len(found) == 1 else None

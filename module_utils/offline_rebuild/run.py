@@ -211,8 +211,8 @@ def _rollback(request: Request, docker: Docker, clock: float, on_event: transact
     try:
         now = open_project(docker, request)
     except OfflineRebuildError as error:
-        base = rollback.base_project(request.state_dir, request.project_src, request.project_name)
-        if base is None or error.code not in ("compose-invalid", "compose-file-missing", "env-file-missing"):
+        base = rollback.base_project(request.state_dir, request.project_src, request.project_name, request.env_files)
+        if base is None or error.code not in ("compose-invalid", "compose-file-missing"):
             raise
         now = base
     options = options_of(request)
