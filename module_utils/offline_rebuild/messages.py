@@ -86,15 +86,15 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
         "全部健康检查必须在多少秒内通过；默认 120",
     ),
     "option.pregate_services": (
-        "service to try beside its old container although it writes; may be repeated",
+        "service to try beside the old one although it writes; may be repeated",
         "即使会写数据卷也要预检的服务；可重复",
     ),
     "option.no_pregate_services": (
-        "service never to try beside its old container; may be repeated",
+        "service never to try beside the old one; may be repeated",
         "从不做预检的服务；可重复",
     ),
     "option.rolling_services": (
-        "service to swap rolling although others look it up; may be repeated",
+        "service to swap rolling although looked up; may be repeated",
         "即使其他服务会查询其地址也滚动替换的服务；可重复",
     ),
     "option.check": ("say what it would do; changes nothing", "只说明将会做什么；不改动任何东西"),
