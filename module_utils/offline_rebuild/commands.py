@@ -66,6 +66,9 @@ OPTIONS: Mapping[str, Option] = {
     "build_args": Option(("--build-arg",), "many", "NAME[=VALUE]"),
     "evidence": Option(("--evidence",), meta="LEVEL", choices=("recorded", "observed", "assumed")),
     "modes": Option(("--modes",), meta="WHOSE", choices=("exact", "image")),
+    "reuse": Option(("--reuse",), meta="HOW", choices=("exact", "overlay")),
+    "dependency_files": Option(("--dependency-file",), "many", "PATTERN"),
+    "overlay_run": Option(("--overlay-run",), "many", "TEXT"),
     "state_dir": Option(("--state-dir",), meta="DIR"),
     "health_checks": Option(("--health-check",), "many", "URL"),
     "gate_timeout": Option(("--gate-timeout",), "number", "SECONDS"),
@@ -85,7 +88,7 @@ OPTIONS: Mapping[str, Option] = {
     "help": Option(("-h", "--help"), "flag"),
 }
 _PROJECT = ("project_src", "compose_files", "env_files", "profiles", "project_name", "state_dir")
-_BUILD = (*_PROJECT, "build_args", "evidence", "modes")
+_BUILD = (*_PROJECT, "build_args", "evidence", "modes", "reuse", "dependency_files", "overlay_run")
 _SWAP = ("pregate_services", "no_pregate_services", "rolling_services")
 _GATED = ("health_checks", "gate_timeout", *_SWAP, "keep_releases", "change_id", "operator")
 _RUN = (*_BUILD, *_GATED)

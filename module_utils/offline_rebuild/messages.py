@@ -73,6 +73,18 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
         "file modes that count: exact, the tree's (default); image, the image's",
         "以谁的文件权限为准：exact，目录里的（默认）；image，镜像里的",
     ),
+    "option.reuse": (
+        "exact (default), or overlay for what cannot be made exact",
+        "exact（默认），或 overlay，用于无法做到精确的情况",
+    ),
+    "option.dependency_files": (
+        "overlay: files that say what is installed, from the context; may be repeated",
+        "用于 overlay：决定 RUN 安装内容的文件，相对于构建上下文；可重复",
+    ),
+    "option.overlay_run": (
+        "overlay: a RUN to run again, part of its text or its line; may be repeated",
+        "用于 overlay：要在其上重新运行的 RUN，写文本的一部分或行号；可重复",
+    ),
     "option.state_dir": (
         "where releases and records are kept; default: /var/lib/offline-rebuild",
         "保存发布和记录的目录；默认 /var/lib/offline-rebuild",

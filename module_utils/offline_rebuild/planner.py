@@ -272,7 +272,7 @@ class Planner:
         )
         image = self.store.find(str(current["Id"])) if current is not None else None
         if image is not None and self.records.overlay_key(image.id, image.config_digest) == overlay.key:
-            return replace(planned, action="unchanged")
+            return replace(planned, action="unchanged", way="")
         return planned
 
     def _gone_labels(self, build: Build, analyzer: Analyzer) -> List[str]:
