@@ -69,6 +69,7 @@ OPTIONS: Mapping[str, Option] = {
     "reuse": Option(("--reuse",), meta="HOW", choices=("exact", "overlay")),
     "dependency_files": Option(("--dependency-file",), "many", "PATTERN"),
     "overlay_run": Option(("--overlay-run",), "many", "TEXT"),
+    "advise": Option(("--advise",), "flag"),
     "state_dir": Option(("--state-dir",), meta="DIR"),
     "health_checks": Option(("--health-check",), "many", "URL"),
     "gate_timeout": Option(("--gate-timeout",), "number", "SECONDS"),
@@ -88,10 +89,11 @@ OPTIONS: Mapping[str, Option] = {
     "help": Option(("-h", "--help"), "flag"),
 }
 _PROJECT = ("project_src", "compose_files", "env_files", "profiles", "project_name", "state_dir")
-_BUILD = (*_PROJECT, "build_args", "evidence", "modes", "reuse", "dependency_files", "overlay_run")
+_BUILD = (*_PROJECT, "build_args", "evidence", "modes")
+_MAKE = (*_BUILD, "reuse", "dependency_files", "overlay_run", "advise")
 _SWAP = ("pregate_services", "no_pregate_services", "rolling_services")
 _GATED = ("health_checks", "gate_timeout", *_SWAP, "keep_releases", "change_id", "operator")
-_RUN = (*_BUILD, *_GATED)
+_RUN = (*_MAKE, *_GATED)
 _COMMON = ("json", "options", "help")
 
 
@@ -123,7 +125,12 @@ class Command:
 def _plan(given: argparse.Namespace, _say: Say) -> Answer:
     outcome = execute(request_of(given, check=True))
     code = CHANGES if given.exit_code and outcome.changed else DONE
-    return Answer(BLOCKED if outcome.failed else code, _document(outcome), _plan_lines(outcome, given.diff))
+    lines = [*_plan_lines(outcome, given.diff), *_advice(outcome)]
+    return Answer(BLOCKED if outcome.failed else code, _document(outcome), lines)
+
+
+def _advice(outcome: Outcome) -> List[str]:
+    return [f"advice: {one['says']}" for one in outcome.advice or ()]
 
 
 def _plan_lines(outcome: Outcome, detail: bool) -> List[str]:
@@ -142,9 +149,10 @@ def _rebuild(given: argparse.Namespace, say: Say) -> Answer:
     outcome = execute(request, lambda _event, text: say(text))
     if outcome.release is None:
         if outcome.failed:
-            return Answer(BLOCKED, _document(outcome), _plan_lines(outcome, given.diff))
-        return Answer(DONE, _document(outcome), ["nothing to do"])
-    return _released(outcome, request, given.diff)
+            return Answer(BLOCKED, _document(outcome), [*_plan_lines(outcome, given.diff), *_advice(outcome)])
+        return Answer(DONE, _document(outcome), ["nothing to do", *_advice(outcome)])
+    answer = _released(outcome, request, given.diff)
+    return replace(answer, lines=[*answer.lines, *_advice(outcome)])
 
 
 def _rollback(given: argparse.Namespace, say: Say) -> Answer:
@@ -183,8 +191,9 @@ def _document(outcome: Outcome) -> Dict[str, Any]:
     document: Dict[str, Any] = {"changed": outcome.changed, "msg": outcome.msg, "timings": dict(outcome.timings)}
     if outcome.plan is not None:
         document["plan"] = outcome.plan.to_dict()
-    if outcome.primed is not None:
-        document["primed"] = [dict(item) for item in outcome.primed]
+    for name in ("primed", "advice"):
+        if getattr(outcome, name) is not None:
+            document[name] = [dict(item) for item in getattr(outcome, name)]
     return document
 
 
@@ -246,7 +255,7 @@ def _logs(given: argparse.Namespace, _say: Say) -> Answer:
 
 #: Name to command, in the order of the help.
 COMMANDS: Mapping[str, Command] = {
-    "plan": Command(_plan, (*_BUILD, *_SWAP, "diff", "exit_code")),
+    "plan": Command(_plan, (*_MAKE, *_SWAP, "diff", "exit_code")),
     "rebuild": Command(_rebuild, (*_RUN, "diff")),
     "rollback": Command(_rollback, (*_PROJECT, *_GATED, "check", "diff"), "releases"),
     "status": Command(_status, _PROJECT),

@@ -78,12 +78,16 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
         "exact（默认），或 overlay，用于无法做到精确的情况",
     ),
     "option.dependency_files": (
-        "overlay: files that say what is installed, from the context; may be repeated",
+        "overlay: files that say what is installed; may be repeated",
         "用于 overlay：决定 RUN 安装内容的文件，相对于构建上下文；可重复",
     ),
     "option.overlay_run": (
-        "overlay: a RUN to run again, part of its text or its line; may be repeated",
+        "overlay: a RUN to run again, by its text or line; may be repeated",
         "用于 overlay：要在其上重新运行的 RUN，写文本的一部分或行号；可重复",
+    ),
+    "option.advise": (
+        "say what could be better in Dockerfiles and build contexts",
+        "指出 Dockerfile 和构建上下文可改进之处",
     ),
     "option.state_dir": (
         "where releases and records are kept; default: /var/lib/offline-rebuild",

@@ -80,7 +80,7 @@ def _one_line(service: ServicePlan) -> str:
     text = f"{service.service}: {service.action}" + (f" by {service.way}" if service.way else "")
     if service.action == "unchanged" or not service.reasons:
         return text
-    weak = " (evidence: assumed)" if service.evidence == "assumed" else ""
+    weak = {"assumed": " (evidence: assumed)", "overlay": " (not exact)"}.get(service.evidence, "")
     return f"{text}: {service.reasons[0]}{weak}"
 
 

@@ -196,6 +196,21 @@ def test_rebuild_sh_and_the_playbook_share_lock_journal_and_state(host: Host) ->
     assert "operator: bob, change: C3" in full
 
 
+def test_a_rollback_is_a_release_too_and_the_tree_can_be_brought_back(host: Host) -> None:
+    before = document(host, "releases")["releases"]
+    checked = document(host, "rollback", "--check")
+    assert (checked["exit"], checked["changed"]) == (0, True)
+    assert document(host, "releases")["releases"] == before
+    made = document(host, "rollback", "--change-id", "C4")
+    assert (made["release"]["state"], made["release"]["swapped"]) == ("done", ["web"])
+    assert "version two" in host.ssh("docker logs shop-web-1").stdout
+    assert "a rebuild would change web" in pyz(host, "plan", "--state-dir", STATE).stdout
+    assert document(host, "rebuild")["release"]["state"] == "done"
+    assert "version four" in host.ssh("docker logs shop-web-1").stdout
+    done = pyz(host, "rollback", "20200101T000000Z-000000", "--state-dir", STATE, code=1)
+    assert "[release-missing]" in done.stderr
+
+
 def test_a_release_that_is_not_healthy_ends_with_4_and_shows_the_log_without_secrets(host: Host) -> None:
     write(host, "web/run.sh", "echo password $DB_PASSWORD; exit 3\n")
     done = pyz(host, "rebuild", "--state-dir", STATE, "--gate-timeout", "20", code=4)

@@ -126,7 +126,7 @@ def test_every_option_reaches_the_core() -> None:
         *"rebuild backend -f a.yml --compose-file b.yml --env-file e --profile p -p shop --build-arg A=1=2".split(),
         *"--evidence recorded --modes image --gate-timeout 7 --change-id C1 --operator bob --state-dir /s".split(),
         *"--keep-releases 2".split(),
-        *"--reuse overlay --dependency-file a --dependency-file b --overlay-run 5".split(),
+        *"--reuse overlay --dependency-file a --dependency-file b --overlay-run 5 --advise".split(),
         *"--health-check http://h/ --health-check tcp://h:1 --project-src /srv frontend".split(),
     )
     assert request == Request(
@@ -144,6 +144,7 @@ def test_every_option_reaches_the_core() -> None:
         reuse="overlay",
         dependency_files=["a", "b"],
         overlay_run=["5"],
+        advise=True,
         state_dir="/s",
         keep_releases=2,
         change_id="C1",
