@@ -112,11 +112,13 @@ class Command:
 
     :param act: given the parsed options and a function that tells of progress.
     :param arguments: what its arguments are: ``services`` or ``releases``.
+    :param swaps: whether it may swap services.
     """
 
     act: Callable[[argparse.Namespace, Say], Answer]
     options: Tuple[str, ...]
     arguments: str = "services"
+    swaps: bool = False
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------
@@ -256,8 +258,8 @@ def _logs(given: argparse.Namespace, _say: Say) -> Answer:
 #: Name to command, in the order of the help.
 COMMANDS: Mapping[str, Command] = {
     "plan": Command(_plan, (*_MAKE, *_SWAP, "diff", "exit_code")),
-    "rebuild": Command(_rebuild, (*_RUN, "diff")),
-    "rollback": Command(_rollback, (*_PROJECT, *_GATED, "check", "diff"), "releases"),
+    "rebuild": Command(_rebuild, (*_RUN, "diff"), swaps=True),
+    "rollback": Command(_rollback, (*_PROJECT, *_GATED, "check", "diff"), "releases", swaps=True),
     "status": Command(_status, _PROJECT),
     "layers": Command(_layers, _BUILD),
     "context": Command(_context, _PROJECT),
@@ -495,10 +497,10 @@ def _act(
 ) -> Answer:
     from .status import on_this_host
 
-    if command == "rebuild":
+    if COMMANDS[command].swaps:
         # A lost SSH session must not cut a run in the middle; it ends by itself when the gate is through.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if err.terminal and command in ("plan", "rebuild", "layers", "prime"):
+    if err.terminal and command in ("plan", "rebuild", "layers", "images", "prime"):
         err.lines([working])
     with on_this_host():
         return COMMANDS[command].act(given, lambda text: err.lines([mask(text, secrets)] if text else []))

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -75,6 +76,16 @@ def test_the_messages_are_complete_and_all_in_use() -> None:
         assert english.isascii(), key
         assert english.strip() == english != "", key
         assert re.search("[\u4e00-\u9fff]", chinese), key
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readme_names_every_command_and_exit_code(readme: str) -> None:
+    text = (ROOT / readme).read_text("utf-8")
+    part = next(part for part in text.split("\n## ") if "make pyz" in part)
+    for name in commands.COMMANDS:
+        assert re.search(rf"`{name}`|(offline-rebuild\.pyz|bash /opt/offline/)\W*{name}\b", part), name
+    rows = re.findall(r"^\| ([\d, 、]+) \|", part, re.MULTILINE)
+    assert [int(code) for row in rows for code in re.findall(r"\d+", row)] == list(commands.EXIT_CODES)
 
 
 def test_every_option_is_of_some_command() -> None:
@@ -284,6 +295,19 @@ def test_a_reader_that_is_gone_does_not_end_a_run(tmp_path: Path) -> None:
     )
     assert done.stderr == ""
     assert (tmp_path / "rc").read_text().strip() == "4"
+
+
+@pytest.mark.parametrize(("swaps", "ends"), [(True, 0), (False, -signal.SIGHUP)])
+def test_a_lost_session_does_not_cut_a_swap(swaps: bool, ends: int) -> None:
+    program = (
+        "import os, signal, sys; from module_utils.offline_rebuild import commands as c\n"
+        "act = lambda given, say: os.kill(os.getpid(), signal.SIGHUP) or c.Answer(0, {}, ['done'])\n"
+        f"c.COMMANDS = {{**c.COMMANDS, 'status': c.Command(act, (), swaps={swaps})}}\n"
+        "sys.exit(c.main(['status']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (ends, "done\n" if swaps else "")
+    assert {name for name, command in commands.COMMANDS.items() if command.swaps} == {"rebuild", "rollback"}
 
 
 # -- the file
