@@ -71,17 +71,20 @@ def _wanted(journal: Journal, wanted: str) -> str:
 
 
 def _one_before(touched: List[Release]) -> str:
-    """After a rollback, the release before the one that it went back to: going back twice goes back two steps. After
-    a release that failed and could not be taken back, the last good one."""
+    """The release before the newest one. After a rollback, the one before that which it went back to: going back twice
+    goes back two steps. After a release that failed and could not be taken back, the last good one."""
     done = [release for release in touched if release.state == "done"]
     if not done:
         raise _nothing("no release on this host has changed anything")
     if touched[-1].state == "failed":
         return done[-1].id
-    now = done[-1].rollback_to or done[-1].id
+    now = done[-1].id
+    went_back = {release.id: release.rollback_to for release in done if release.rollback_to}
+    while now in went_back:
+        now = went_back[now]
     if now == INITIAL:
         raise _nothing("what runs now is what ran before the oldest kept release")
-    older = [release.id for release in done if not release.rollback_to and release.id < now]
+    older = [release.id for release in done if release.id < now]
     return older[-1] if older else INITIAL
 
 

@@ -367,7 +367,7 @@ def settings_of(request: Request) -> Settings:
         reuse=request.reuse,
         dependency_files=tuple(request.dependency_files),
         overlay_run=tuple(str(text) for text in request.overlay_run),
-        may_write=not request.check,
+        may_write=not request.check and request.action != "preflight",
         run_time=request.run_time,
         wishes=request.wishes,
     )

@@ -59,6 +59,19 @@ def test_going_back_twice_goes_back_two_steps(three: Journal) -> None:
         rollback.find(three)
 
 
+def test_the_release_before_may_be_a_rollback(three: Journal) -> None:
+    write(three, 4, back=R[2], web=("w3", "w2"))
+    write(three, 5, web=("w2", "w5"))
+    found = rollback.find(three)
+    assert (found.release, found.images) == (R[4], {"web": "w2"})
+
+
+def test_a_rollback_to_a_rollback_stands_where_that_one_stood(three: Journal) -> None:
+    write(three, 4, back=R[2], web=("w3", "w2"))
+    write(three, 5, back=R[4], web=("w5", "w2"))
+    assert rollback.find(three).release == R[1]
+
+
 def test_what_was_rolled_back_by_itself_does_not_count(three: Journal) -> None:
     write(three, 4, "rolled_back", web=("w3", "w4"))
     assert rollback.find(three).release == R[2]
