@@ -435,6 +435,37 @@ def one_shots(project: Project) -> List[str]:
     )
 
 
+def require_variables(docker: Docker, project: Project) -> None:
+    """Secrets and configs that come from a variable: compose looks for it when it starts a container, and by then it
+    has removed the old one. Compose is asked only where there are such, and tells no value.
+
+    :raises OfflineRebuildError: ``variable-unset``.
+    """
+    needed: Dict[str, str] = {}
+    for kind in ("secrets", "configs"):
+        declared: Mapping[str, Any] = project.raw.get(kind) or {}
+        for service in project.services:
+            for entry in service.raw.get(kind) or ():
+                name = str(entry.get("source")) if isinstance(entry, dict) else str(entry)
+                variable = (declared.get(name) or {}).get("environment")
+                if variable:
+                    needed[str(variable)] = f"{kind[:-1]} {name} of service {service.name}"
+    if not needed:
+        return
+    asked = {"services": {"ask": {"image": "ask", "labels": {name: f"${{{name}+set}}" for name in needed}}}}
+    argv = [*project.head, "--project-directory", project.src, "-f", "-", "config", "--format", "json"]
+    result = docker.run(*argv, stdin=json.dumps(asked).encode(), cwd=project.src)
+    said = result.json()["services"]["ask"]["labels"]
+    for name, what in sorted(needed.items()):
+        if said.get(name) != "set":
+            raise OfflineRebuildError(
+                "variable-unset",
+                f"{what} comes from the variable {name}, which is not set for this run",
+                "put it into .env or a file of offline_rebuild_env_files",
+                file=project.files[0],
+            )
+
+
 def shares_another(service: Service) -> bool:
     """:returns: whether it uses a namespace or the volumes of another service's container (docker/compose,
     pkg/compose/convergence.go: resolveServiceReferences)."""

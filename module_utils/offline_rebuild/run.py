@@ -155,6 +155,8 @@ def _execute(request: Request, on_event: transaction.OnEvent) -> Outcome:
     planner = Planner(docker, project.result(), settings_of(request), set(request.services), store.result())
     swap.check_wishes(request.wishes, planner.project)
     health.parse_checks(request.health_checks, planner.project)
+    if request.action != "prime":
+        compose.require_variables(docker, planner.project)
     if request.action == "prime":
         return _prime(planner)
     if request.action == "preflight":
@@ -221,6 +223,7 @@ def _rollback(request: Request, docker: Docker, clock: float, on_event: transact
     journal = Journal(request.state_dir, now.name, secrets_of(now.raw))
     target = rollback.find(journal, request.release)
     then = rollback.target_project(now, target)
+    compose.require_variables(docker, then)
 
     def plan() -> Plan:
         return rollback.plan(docker, then, target, set(request.services))

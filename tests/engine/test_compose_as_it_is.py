@@ -267,6 +267,16 @@ def test_it_goes_forward_again_to_a_release_that_is_named(every: Every) -> None:
     assert not every.execute(action="rollback", release=answer["release"]["id"])["changed"]
 
 
+def test_a_variable_that_a_secret_needs_is_missed_before_anything_is_touched(every: Every) -> None:
+    before = every.containers()
+    every.write("src/stage.env", "TAG=7\n")
+    error = every.execute(check=True)["error"]
+    assert error["code"] == "variable-unset"
+    assert every.execute(action="rollback")["error"]["code"] == "variable-unset"
+    every.write("src/stage.env", FILES["stage.env"])
+    assert every.containers() == before
+
+
 def test_what_cannot_be_gone_back_to_is_an_error(every: Every) -> None:
     assert every.execute(action="rollback", release="20200101T000000Z-abcdef")["error"]["code"] == "release-missing"
     every.write("src/web/run.sh", "exit 3\n")
