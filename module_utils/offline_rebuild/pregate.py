@@ -16,11 +16,13 @@ from typing import Any, Dict, List, Mapping, Sequence, Set
 
 from .cli import Docker
 from .compose import Project, Service
+from .graft import REGISTRY
 
-__all__ = ["LABEL", "container_name", "missing", "model", "project_name", "remove"]
+__all__ = ["LABEL", "container_name", "forget_images", "image_name", "missing", "model", "project_name", "remove"]
 
 #: Label of a pre-gate's containers; its value is the project.
 LABEL = "offline-rebuild.pregate"
+_IMAGES = f"{REGISTRY}/pregate/image"
 _LEFT_OUT = frozenset(
     ("build", "ports", "container_name", "hostname", "domainname", "depends_on", "restart", "scale", "profiles")
     + ("develop", "pull_policy", "networks", "mac_address", "env_file", "pre_stop", "label_file")
@@ -35,6 +37,19 @@ def project_name(project: Project) -> str:
 def container_name(project: Project, service: str) -> str:
     """:returns: the name of the container in which a service's new image is tried."""
     return f"{project.name}-{service}-pregate"
+
+
+def image_name(project: Project, image_id: str) -> str:
+    """:returns: the name of an image while it is tried: of this project alone, and below what making takes away."""
+    return f"{_IMAGES}:{project.name}.{image_id.rsplit(':', 1)[-1][:12]}"
+
+
+def forget_images(docker: Docker, project: Project) -> None:
+    """Remove the names of :func:`image_name`, whichever run left them."""
+    asked = ("--filter", f"reference={_IMAGES}:{project.name}.*", "--format", "{{.Repository}}:{{.Tag}}")
+    names = docker.run("image", "ls", *asked).text.split()
+    if names:
+        docker.run("image", "rm", "--no-prune", *names, check=False, guarded=True)
 
 
 def model(project: Project, images: Mapping[str, str]) -> Dict[str, Any]:

@@ -34,7 +34,6 @@ from . import compose, health, pregate, rolling, swap
 from .cli import Docker, parse_version
 from .compose import ContainerState, Project
 from .errors import OfflineRebuildError
-from .graft import REGISTRY
 from .image import normal_ref
 from .later import Later
 from .lock import Lock
@@ -169,6 +168,7 @@ class _Transaction:
         docker.guard = lock.guard
         self.to_swap: List[str] = []
         self.forced: Set[str] = set()
+        self.pregated = False
         self.leaving: Optional[Later[None]] = None
         if lock.note:
             self._say("lock", lock.note)
@@ -261,7 +261,8 @@ class _Transaction:
         self._state(release, "pregating", f"trying {', '.join(names)} beside the old containers")
         began = time.monotonic()
         images = {name: release.services[name].after or release.services[name].tag_before for name in names}
-        tried = {name: f"{REGISTRY}/pregate:{image[7:19]}" for name, image in images.items()}
+        tried = {name: pregate.image_name(self.project, image) for name, image in images.items()}
+        self.pregated = True
         try:
             result, said = self._try_beside({tried[name]: images[name] for name in names}, tried)
             if not result.ok:
@@ -305,9 +306,7 @@ class _Transaction:
 
     def _forget_pregate(self) -> None:
         """Remove the names and the compose file of a pre-gate. The names go last: one may be an image's only one."""
-        listed = self.docker.run("image", "ls", f"{REGISTRY}/pregate", "--format", "{{.Repository}}:{{.Tag}}")
-        if listed.text.split():
-            self.docker.run("image", "rm", "--no-prune", *listed.text.split(), check=False, guarded=True)
+        pregate.forget_images(self.docker, self.project)
         self.journal.remove_pregate()
 
     def _is_imported(self, image_id: str) -> bool:
@@ -723,10 +722,11 @@ class _Transaction:
 
     def _finish(self, release: Release, state: str) -> Release:
         leaving, self.leaving = self.leaving, None
-        if leaving is not None:
-            leaving.result()
-        if "pregate" in release.timings:
-            self._forget_pregate()
+        with contextlib.suppress(OfflineRebuildError):  # the next pre-gate removes what is left
+            if leaving is not None:
+                leaving.result()
+            if self.pregated:
+                self._forget_pregate()
         release.finished = round(time.time(), 3)
         release.timings["total"] = round(release.finished - release.started, 3)
         self._state(release, state, "")

@@ -82,7 +82,8 @@ class Shop(Site):
             [
                 "sh",
                 "-c",
-                "docker ps -aq --filter label=offline-rebuild.pregate; docker image ls -q 127.0.0.1:9/*/*; "
+                "docker ps -aq --filter label=offline-rebuild.pregate; "
+                "docker image ls -q 127.0.0.1:9/offline-rebuild/pregate/image; "
                 f"ls {self.folder}/state/releases/{self.project} | grep pregate || :",
             ]
         )
