@@ -249,3 +249,22 @@ def test_stages_that_nothing_reads_are_left_out(depot: Depot) -> None:
     analyzer = depot.analyzer(text, depot.root / "context", cheapest="graft")
     assert [stage.timeline.index for stage, _ in remaining(analyzer)] == [1, 2]
     assert way_of(analyzer) == "graft"
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_a_label_goes_unless_dockerfile_or_base_sets_it(depot: Depot, present: bool) -> None:
+    depot.build("base:latest", BASE + "LABEL of-base=1\n")
+    text = "FROM base\nLABEL own=1\nRUN x\nCMD a\n"
+    depot.build("app:latest", text, base="base:latest")
+    config = depot.analyzer(text, depot.root / "context").store.find("app:latest")
+    assert config is not None
+    document: dict[str, Any] = json.loads(json.dumps(config.config))
+    document["config"]["Labels"].update({"gone": "1", "kept": "1"})
+    depot.add("app:latest", document, [depot.read(layer) for layer in config.diff_ids])
+    if not present:
+        depot.remove("base:latest")
+    analyzer = depot.analyzer(text.replace("CMD a", "CMD b"), depot.root / "context", trusting=True)
+    made = derive(analyzer, 1, str(depot.root), {"new": "1"}, ["gone", "own", *(["of-base"] if present else [])])
+    assert made.final is not None
+    labels = json.loads(made.final.config)["config"]["Labels"]
+    assert labels == {"own": "1", "of-base": "1", "kept": "1", "new": "1"}
