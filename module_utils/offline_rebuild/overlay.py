@@ -41,6 +41,8 @@ DEPENDENCY_FILES = (
     "mix.lock", "*.csproj", "packages.lock.json", "Directory.Packages.props", "apt-packages*.txt",
     "Makefile", "makefile", "GNUmakefile", "CMakeLists.txt",
 )  # fmt: skip
+#: All that is in such a folder says it.
+DEPENDENCY_FOLDERS = ("requirements*", "constraints*")
 _WORD = re.compile(r"[^\s\"'`;&|()<>=,]+")
 
 
@@ -111,7 +113,10 @@ def plan_overlay(
     changes = {change.path: change for place in copies for change in found[place]}
     keys = analyzer.chain(stage.timeline.index, stage.manifests, lambda index: analyzer.stage(index).keys)
     kept = alignment.image.diff_ids[: layer.kept_layers]
-    key = json.dumps([keys[-1], kept, sorted(labels.items()), again, alignment.boundary])
+    config = dict(layer.state.config)
+    named = {**(config.pop("Labels", None) or {}), **labels}
+    final = {name: value for name, value in named.items() if value is not None}
+    key = json.dumps([keys[-1], kept, final, again, alignment.boundary, config], sort_keys=True)
     return Overlay(
         stage=stage,
         layer=layer,
@@ -239,8 +244,10 @@ def _check_again(analyzer: Analyzer, steps: Sequence[Step]) -> None:
 
 def is_dependency(path: str, patterns: Sequence[str]) -> bool:
     """Whether a path of the context is a dependency file. ``*`` goes over folders too: rather too many than none."""
-    name = path.rpartition("/")[2]
+    *folders, name = path.split("/")
     if any(fnmatch.fnmatchcase(name, known) for known in DEPENDENCY_FILES):
+        return True
+    if any(fnmatch.fnmatchcase(folder, known) for folder in folders for known in DEPENDENCY_FOLDERS):
         return True
     for pattern in patterns:
         plain = re.sub(r"\A(?:\./|/)+|/+\Z", "", pattern)

@@ -273,6 +273,7 @@ def test_an_image_with_an_overlay_proves_nothing(site: Site, keep: bool) -> None
         ("requirements-dev.txt", (), True),
         ("a/b/poetry.lock", (), True),
         ("package-lock.json", (), True),
+        ("app/requirements/base.txt", (), True),
         ("main.py", (), False),
         ("deps/list", ("deps",), True),
         ("deps/list", ("./deps/",), True),
@@ -336,3 +337,13 @@ def test_an_unchanged_tree_has_no_overlay(site: Site) -> None:
     with pytest.raises(Refused, match="no source differs"):
         plan_overlay(made, (), (), {})
     assert replace(made.stage(0), alignment=None).whole is False
+
+
+def test_other_metadata_on_the_same_layers_is_another_result(site: Site) -> None:
+    site.write({"main.py": "print(2)\n"})
+    first = overlay(site).key
+    image = site.image("app:latest")
+    document = json.loads(json.dumps(image.config))
+    document["config"]["Labels"] = {"x": "1"}
+    site.depot.add("app:latest", document, [site.depot.read(layer) for layer in image.diff_ids])
+    assert overlay(site).key != first
