@@ -190,6 +190,10 @@ class ImageStore:
         data = self.inspect_of(ref)
         return None if data is None else self._read(data)
 
+    def inspected(self) -> List[Mapping[str, Any]]:
+        """:returns: what ``docker image inspect`` says of every local image, each once."""
+        return list({str(data["Id"]): data for data in self._load_all().values()}.values())
+
     def layers(self, image_id: str) -> Sequence[str]:
         """:returns: the layers of an image by its id, bottom first; nothing if it is not there."""
         data = self.inspect_of(image_id) or {}

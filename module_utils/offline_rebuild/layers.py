@@ -620,10 +620,17 @@ class LayerReader:
             self._layers[index] = self._read(index)
         return self._layers[index]
 
-    def remember(self, index: int) -> None:
-        """Keep a layer that was read, so that no later plan reads it again; nothing in check mode."""
-        if self._evidence is not None and self._may_write and self.diff_ids[index] not in self._kept:
-            self.record(index)
+    def remember(self, index: int) -> bool:
+        """Keep a layer's list, so that no later plan reads it again; nothing in check mode.
+
+        :returns: whether it was not kept before.
+        """
+        if self._evidence is None:
+            return False
+        was_there = os.path.exists(self._evidence.path(self.diff_ids[index]))
+        if self._may_write:
+            self.record(index)  # one that cannot be read is written anew
+        return not was_there
 
     def record(self, index: int) -> Layer:
         """The layer with every content digest, kept in the evidence store if that is allowed."""

@@ -24,6 +24,7 @@ from .errors import OfflineRebuildError
 from .files import write_atomic
 from .ignorefile import load as load_ignore
 from .image import Image, ImageStore, pull_remedy, sha256
+from .importer import remember
 from .later import Later
 from .layers import EvidenceStore, LayerReader
 from .places import RunningLayers
@@ -591,7 +592,8 @@ class Planner:
         self._made.clear()
 
     def prime(self) -> List[Tuple[str, bool, str]]:
-        """Record the tree as it is for every image that holds it, on the operator's word that it is untouched.
+        """Record the tree as it is for every image that holds it, on the operator's word that it is untouched; and what
+        the layers hold of every image that may be an ancestor.
 
         :returns: per service its name, whether something new was recorded, and why not where the tree is not what the
             image holds.
@@ -604,6 +606,8 @@ class Planner:
                 continue
             analyzer = self.analyzer(service)
             written, why = False, ""
+            for image in analyzer.possible():
+                written = remember(image, self.reader(image)) > 0 or written
             for index in analyzer.needed():
                 stage = analyzer.stage(index)
                 if stage.whole and stage.alignment is not None and stage.alignment.whole:

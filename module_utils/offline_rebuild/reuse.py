@@ -631,6 +631,16 @@ class Analyzer:
         names = {name.rsplit(":", 1)[0] for name in self.preferred}
         return bool(names & {ref.rsplit(":", 1)[0] for ref in refs}) or image_id in self.preferred
 
+    def possible(self) -> List[Image]:
+        """:returns: the images that may be the ancestor of a needed stage, each once."""
+        found: Dict[str, Image] = {}
+        for index in self.needed():
+            timeline = self.timelines[index]
+            for candidate in self._candidates(timeline, self.base_of(timeline)):
+                if candidate.alignment is not None:
+                    found[candidate.alignment.image.id] = candidate.alignment.image
+        return list(found.values())
+
     def _rank(self, candidate: StageReuse) -> Tuple[bool, int, bool, bool, str]:
         """Those with a record first: they are proven without reading a layer, and often none has to be read then."""
         alignment = candidate.alignment
