@@ -22,6 +22,7 @@ from .plan import Plan, ServicePlan
 from .planner import Planner, Settings, image_store
 from .presence import Need, needs
 from .release import Journal, secrets_of
+from .sweep import sweep
 
 __all__ = ["Outcome", "Request", "execute", "of_system", "open_project", "settings_of", "survey"]
 
@@ -263,6 +264,7 @@ def _carry_out(
 ) -> Outcome:
     plans: List[Plan] = []
     images: List[Mapping[str, Any]] = []
+    listed: List[Mapping[str, Any]] = []
     timings: Dict[str, float] = {"make": 0.0}
 
     def plan() -> Plan:
@@ -278,6 +280,7 @@ def _carry_out(
         try:
             image_id = planner.make(service)
             images.append(planner.made(service, image_id))
+            listed[:] = planner.store.inspected()
             return image_id
         finally:
             timings["make"] = round(timings["make"] + time.monotonic() - began, 3)
@@ -301,6 +304,8 @@ def _carry_out(
     if release.state != "done":
         message = f"{release.state}: {release.note}"
         return Outcome(bool(release.swapped), message, True, plans[-1], document, timings=timings)
+    if listed:  # with what was made, and not asked for once more
+        sweep(request.state_dir, listed)
     message = f"{_summary(plans[-1])}; release {release.id}"
     return Outcome(True, message, plan=plans[-1], release=document, images=images, timings=timings)
 
