@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .archive import ArchivedImage, from_dict, read_archive
 from .cli import Docker
@@ -103,20 +103,19 @@ def _record(request: ImportRequest, store: ImageStore, archived: Sequence[Archiv
     evidence = EvidenceStore(os.path.join(request.state_dir, "layers"))
     running = RunningLayers(store.docker, store.layers) if store.content_dir is not None else None
     recorded = 0
-    for ref in dict.fromkeys(map(_name, archived)):
-        image = store.find(ref)
-        if image is not None:
-            reader = LayerReader(
-                store.docker,
-                image.inspect,
-                image.diff_ids,
-                image.layer_descriptors,
-                store.content_dir,
-                evidence,
-                not request.check,
-                running,
-            )
-            recorded += remember(image, reader)
+    found = {have.id: have for image in archived for _, have in _found(image, store) if have is not None}
+    for image in found.values():
+        reader = LayerReader(
+            store.docker,
+            image.inspect,
+            image.diff_ids,
+            image.layer_descriptors,
+            store.content_dir,
+            evidence,
+            not request.check,
+            running,
+        )
+        recorded += remember(image, reader)
     return recorded
 
 
@@ -149,7 +148,18 @@ def _open(path: str, known: Sequence[Mapping[str, Any]]) -> _Archive:
 def _check(archive: _Archive, store: ImageStore, layers: Any) -> None:
     """Whether an archive has to be loaded, and can be."""
     platform = store.info.platform
+    fits = {image.refs for image in archive.images if same_platform(image.platform, platform)}
+    archive.images = tuple(
+        image for image in archive.images if same_platform(image.platform, platform) or image.refs not in fits
+    )  # of an image for several platforms, this host's is the one meant
     for image in archive.images:
+        if not image.refs:
+            raise OfflineRebuildError(
+                "archive-invalid",
+                f"it holds an image without a name ({_name(image)}), which the next docker image prune would remove",
+                "save it by its name: docker save NAME:TAG",
+                archive.path,
+            )
         if not same_platform(image.platform, platform):
             raise OfflineRebuildError(
                 "archive-platform",
@@ -171,8 +181,12 @@ def _check(archive: _Archive, store: ImageStore, layers: Any) -> None:
 
 
 def _is_here(image: ArchivedImage, store: ImageStore) -> bool:
-    found = [store.find(name) for name in image.refs or (image.config_digest,)]
-    return all(have is not None and have.config_digest == image.config_digest for have in found)
+    return all(have is not None and have.config_digest == image.config_digest for _, have in _found(image, store))
+
+
+def _found(image: ArchivedImage, store: ImageStore) -> List[Tuple[str, Optional[Image]]]:
+    """What is on this host under each of an image's names."""
+    return [(name, store.find(name)) for name in image.refs]
 
 
 def _name(image: ArchivedImage) -> str:
@@ -193,15 +207,13 @@ def _load(archive: _Archive, store: ImageStore) -> None:
 
 
 def _compare(archive: _Archive, image: ArchivedImage, store: ImageStore, said: str) -> None:
-    for name in image.refs or (image.config_digest,):
-        have = store.find(name)
-        data = store.inspect_of(name)
+    for name, have in _found(image, store):
         why = ""
-        if data is None:
+        if have is None:
             why = f"{name} is not there after docker load"
-        elif len((data.get("RootFS") or {}).get("Layers") or []) != len(image.diff_ids):
+        elif len(have.diff_ids) != len(image.diff_ids):
             why = f"{name} has another number of layers after docker load"
-        elif have is None or have.config_digest != image.config_digest or have.diff_ids != image.diff_ids:
+        elif have.config_digest != image.config_digest or have.diff_ids != image.diff_ids:
             why = f"{name} is another image after docker load than the archive has"
         elif not same_platform(have.platform, image.platform):
             why = f"{name} is for {have.platform} after docker load"
