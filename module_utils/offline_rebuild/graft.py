@@ -221,7 +221,7 @@ def remove_left_behind(docker: Docker) -> List[str]:
     :returns: the names removed.
     """
     asked = ("--filter", f"reference={REGISTRY}/*", "--format", "{{.Repository}}:{{.Tag}}")
-    listed = docker.run("image", "ls", *asked, check=False)
+    listed = docker.run("image", "ls", *asked)
     names = [name for name in listed.text.split() if not name.endswith("<none>")]
     if names:
         docker.run("image", "rm", "--no-prune", *names, check=False)

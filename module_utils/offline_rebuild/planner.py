@@ -5,6 +5,7 @@ Planning reads only. Making loads grafts and builds; it never moves the service'
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -582,11 +583,20 @@ class Planner:
         os.makedirs(self.work, mode=0o700, exist_ok=True)
         return tempfile.TemporaryDirectory(dir=self.work)
 
+    @property
+    def left_behind(self) -> bool:
+        """:returns: whether an earlier run could not take away what it made."""
+        return os.path.isdir(self.work)
+
     def clean(self) -> None:
         """Take away the names and files that making left, now or in a run that was cut off; the layers that are in use
         stay. What was known of the host's images is forgotten."""
-        self._making.end(lambda: graft.remove_left_behind(self.docker))
         shutil.rmtree(self.work, ignore_errors=True)
+        try:
+            self._making.end(lambda: graft.remove_left_behind(self.docker))
+        except (OfflineRebuildError, OSError):  # the engine is away, or the disk full: the next run sees the folder
+            with contextlib.suppress(OSError):
+                os.makedirs(self.work, mode=0o700, exist_ok=True)
         self.store.forget()
         self._analyzers.clear()
         self._made.clear()

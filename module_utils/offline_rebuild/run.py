@@ -268,6 +268,8 @@ def _carry_out(
     timings: Dict[str, float] = {"make": 0.0}
 
     def plan() -> Plan:
+        if planner.left_behind:
+            planner.clean()
         made = planner.plan()
         timings["plan"] = round(time.monotonic() - clock, 3)
         plans.append(made)

@@ -112,7 +112,8 @@ def _judge(site: Site, fault: Fault, row: Row, start: dict[str, Any]) -> None:
     row.seen = seen.text
     left = site.call("look", patience=0 if fault.dark else 8)
     row.serves = left["served"] or "nothing"
-    if left["served"] not in (old, site.version) and not (fault.dark and not left["served"]):
+    may_serve = [f"v{number:03d}" for number in range(int(old[1:]), site.number + 1)]
+    if left["served"] not in may_serve and not (fault.dark and not left["served"]):
         row.wrong.append(f"after the fault {row.serves} is served, and not {old} or {site.version}")
     if seen.ended:
         _nothing_left(row, "after the faulty run", left)
