@@ -672,7 +672,7 @@ class _Transaction:
         return recovered
 
     def _recover(self, release: Release) -> Release:
-        self.touched = release.state not in ("planning", "making")
+        self.touched = release.state not in ("planning", "making", "pregating")
         self._say("recover", f"release {release.id} was cut off in state {release.state}", release.id)
         pregate.remove(self.docker, self.project)
         self._forget_pregate()

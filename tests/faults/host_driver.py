@@ -272,7 +272,7 @@ def _named(image: Answer) -> bool:
 
 def _files_left() -> list[str]:
     left = [str(path) for path in Path("/tmp").glob("offline-rebuild*")]
-    patterns = ("*.tmp", ".tmp-*", "reserve", "work/*", "locks/*.lock", "locks/*.lock.*")
+    patterns = ("*.tmp", ".tmp-*", "reserve", "pregate*", "work/*", "locks/*.lock", "locks/*.lock.*")
     return left + [str(path) for pattern in patterns for path in STATE.rglob(pattern)]
 
 

@@ -182,7 +182,7 @@ def _audit(site: Site, fault: Fault, row: Row, offset: int) -> None:
     lines = site.call("audit", offset=offset)["lines"]
     missing = [text for text in fault.audit if not any(text in line for line in lines)]
     events = [json.loads(line)["event"] for line in lines]
-    row.audit = " ".join(events)
+    row.audit = ", ".join(dict.fromkeys(events))
     if missing:
         row.wrong.append(f"the audit log does not hold {missing}: {lines}")
     if not events:

@@ -91,7 +91,7 @@ def _edit(site: Site, version: str) -> None:
 def _kill(version: str, state: str, after: float, site: Site) -> Seen:
     _edit(site, version)
     steps = [BUILDING] if version == "building" else []
-    return _fault(site, state, *steps, "kill", after=after)
+    return _fault(site, state, *steps, "kill", after=after, **(PREGATE if state == "pregating" else {}))
 
 
 def _kills() -> list[Fault]:
@@ -103,6 +103,8 @@ def _kills() -> list[Fault]:
         ("built", "making", 0.0, "making"),
         ("built", "making", 0.5, ""),
         ("building", "making", 0.3, "making"),
+        ("slow", "pregating", 0.0, "pregating"),
+        ("slow", "pregating", 1.0, "pregating"),
         ("good", "swapping", 0.0, "swapping"),
         ("good", "swapping", 0.1, ""),
         ("good", "swapping", 0.3, ""),
@@ -134,13 +136,18 @@ def _kills() -> list[Fault]:
 # -- the engine, the host
 
 
+#: Asks for a trial of the new image beside the old container, which the project's volume forbids otherwise.
+PREGATE = {"pregate_services": ["web"]}
+
+
 def _engine(verb: str, version: str, state: str, after: float, site: Site) -> Seen:
     _edit(site, version)
     steps = [BUILDING] if version == "building" else []
-    seen = _fault(site, state, *steps, f"/usr/local/sbin/host-engine {verb}", after=after)
+    wishes = PREGATE if state == "pregating" else {}
+    seen = _fault(site, state, *steps, f"/usr/local/sbin/host-engine {verb}", after=after, **wishes)
     site.host.wait_ready()
-    # a build that lost its engine cannot take its grafts away; the rerun does
-    return Seen(seen.text, seen.result, seen.ended and version != "building")
+    # what lost its engine cannot take away what it made; the rerun does
+    return Seen(seen.text, seen.result, ended=False)
 
 
 def _engines() -> list[Fault]:
@@ -148,12 +155,14 @@ def _engines() -> list[Fault]:
     for verb in ("restart", "kill"):
         for where, version, state, after in (
             ("build", "building", "making", 0.2),
+            ("pre-gate", "slow", "pregating", 0.5),
             ("swap", "good", "swapping", 0.1),
             ("swap", "good", "swapping", 0.4),
             ("gate", "slow", "gating", 0.3),
         ):
             act = functools.partial(_engine, verb, version, state, after)
-            audit = ["nothing was touched"] if where == "build" else [f'"{state}"', '"done"']
+            audit = ["nothing was touched"] if where == "build" else [f'"{state}"']
+            audit += [] if where in ("build", "pre-gate") else ['"done"']
             quick = (verb, where) == ("restart", "gate")
             rows.append(Fault(f"engine {verb} in {where}+{after:g}", act, audit, outage=25, quick=quick))
     return rows
@@ -163,10 +172,11 @@ def _host_killed(version: str, state: str, after: float, site: Site) -> Seen:
     """The power is cut, and the host started again: its engine has to come up with its data by itself."""
     _edit(site, version)
     steps = [BUILDING] if version == "building" else []
+    wishes = PREGATE if state == "pregating" else {}
 
     def run() -> None:
         given = {"op": "fault", "state": state, "after": after, "do": [*steps, "reached /var/tmp/reached"]}
-        request = json.dumps({**given, "request": site.request()})
+        request = json.dumps({**given, "request": site.request(**wishes)})
         site.host.ssh(["python3", "/opt/ofr/host_driver.py"], input=request, check=False)
 
     site.host.ssh("rm -f /var/tmp/reached")
@@ -185,6 +195,7 @@ def _hosts() -> list[Fault]:
     rows = []
     for version, state, after in (
         ("building", "making", 0.2),
+        ("slow", "pregating", 0.5),
         ("good", "swapping", 0.0),
         ("good", "swapping", 0.3),
         ("slow", "gating", 0.2),
@@ -218,6 +229,12 @@ def _disk_full(folder: str, version: str, state: str, site: Site) -> Seen:
     return _fault(site, state, *steps)
 
 
+def _disk_full_in_tag(site: Site) -> Seen:
+    """On a full disk an engine cannot remove an image either; it goes with its release at the latest."""
+    seen = _disk_full("/var/lib/docker", "good", "swapping", site)
+    return Seen(seen.text, seen.result, ended=False)
+
+
 def _disk_full_by_build(site: Site) -> Seen:
     site.built("dd if=/dev/zero of=/big bs=1M count=2000")
     return _run(site)
@@ -242,11 +259,10 @@ def _disks() -> list[Fault]:
     engine = "/var/lib/docker"
     build = Fault("disk full in build", _disk_full_by_build, ["nothing was touched"], Site.good, ground="small engine")
     load = functools.partial(_disk_full, engine, "good", "making")
-    tag = functools.partial(_disk_full, engine, "good", "swapping")
     rows += [
         build,
         Fault("disk full in load", load, [], _freed, 20, ground="small engine"),
-        Fault("disk full in tag and up", tag, [], _freed, 20, dark=True, ground="small engine"),
+        Fault("disk full in tag and up", _disk_full_in_tag, [], _freed, 20, dark=True, ground="small engine"),
     ]
     return rows
 
@@ -318,6 +334,14 @@ def _bad(script: str, dockerfile: str, timeout: int, why: str, site: Site) -> Se
     seen = _run(site, gate_timeout=timeout)
     assert seen.result["release"]["state"] == "rolled_back", seen
     assert why in seen.result["release"]["note"], seen
+    return seen
+
+
+def _bad_beside(site: Site) -> Seen:
+    """Tried beside the old container, a bad image costs no second of service."""
+    site.edit(EXITS)
+    seen = _run(site, **PREGATE)
+    assert "nothing was swapped" in seen.result["msg"], seen
     return seen
 
 
@@ -467,6 +491,7 @@ def _locks() -> list[Fault]:
 ROWS: tuple[Fault, ...] = (
     *_kills(),
     *_images(),
+    Fault("new image exits beside the old container", _bad_beside, ["nothing was swapped"], Site.good, 8, quick=True),
     Fault("a check that the old version cannot pass", _check_of_the_next_version, ['"rolled_back"'], outage=25),
     Fault("old image gone in the gate", _old_gone_in_gate, ["the rollback failed"], Site.good, 30, dark=True),
     Fault("old image gone after a kill", _old_gone_after_kill, ["rolling_back"], Site.good, 30, dark=True),
