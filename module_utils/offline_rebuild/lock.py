@@ -38,14 +38,25 @@ class Lock:
         self.folder = folder
         self.guard = guard
         self.note = note
+        #: Whether it was held by the same run of a playbook, which had been begun twice.
+        self.waited = False
 
     @classmethod
     def acquire(
-        cls, state_dir: str, project: str, operator: str = "", why: str = "", change_id: str = "", wait: float = 60.0
+        cls,
+        state_dir: str,
+        project: str,
+        operator: str = "",
+        why: str = "",
+        change_id: str = "",
+        wait: float = 60.0,
+        run_time: int = 0,
     ) -> Lock:
         """Take the lock or say who holds it.
 
         :param wait: seconds to wait for the left-over child of a run that is gone; a live owner is not waited for.
+        :param run_time: the controller's time of the run. An owner of the same time, operator and change is the same
+            run: Ansible begins a task again when its connection breaks, and the first try goes on. It is waited for.
         :raises OfflineRebuildError: ``locked``; ``state-dir`` when the folder cannot be written.
         """
         base = os.path.join(state_dir, "locks")
@@ -56,15 +67,18 @@ class Lock:
         except OSError as error:
             raise _unwritable(base, error) from None
         try:
-            _flock(guard, folder, wait)
-            note = _take(folder, _owner(operator, why, change_id))
+            mine = _owner(operator, why, change_id, run_time)
+            waited = _flock(guard, folder, wait, mine)
+            note = _take(folder, mine)
         except OSError as error:
             guard.close()
             raise _unwritable(base, error) from None
         except BaseException:
             guard.close()
             raise
-        return cls(folder, guard, note)
+        lock = cls(folder, guard, note)
+        lock.waited = waited
+        return lock
 
     @staticmethod
     def look(state_dir: str, project: str) -> None:
@@ -159,8 +173,10 @@ def _guarded(path: str) -> bool:
     return False
 
 
-def _flock(guard: IO[bytes], folder: str, wait: float) -> None:
+def _flock(guard: IO[bytes], folder: str, wait: float, mine: Mapping[str, Any]) -> bool:
+    """:returns: whether a live owner was waited for, which is the same run."""
     end = time.monotonic() + wait
+    waited = False
     while True:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,10 +184,12 @@ def _flock(guard: IO[bytes], folder: str, wait: float) -> None:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
         else:
-            return
+            return waited
         owner = _read(folder)
         if owner is not None and _alive(owner):
-            raise _locked(folder, owner)
+            if not mine["run_time"] or any(owner.get(k) != mine[k] for k in ("run_time", "operator", "change_id")):
+                raise _locked(folder, owner)
+            waited, end = True, time.monotonic() + wait
         if time.monotonic() > end:
             raise OfflineRebuildError(
                 "locked",
@@ -201,11 +219,12 @@ def _take(folder: str, owner: Mapping[str, Any]) -> str:
     return note
 
 
-def _owner(operator: str, why: str, change_id: str) -> Dict[str, Any]:
+def _owner(operator: str, why: str, change_id: str, run_time: int) -> Dict[str, Any]:
     return {
         "operator": operator,
         "why": why,
         "change_id": change_id,
+        "run_time": run_time,
         "time": int(time.time()),
         "pid": os.getpid(),
         "start": _start_time(os.getpid()),

@@ -301,7 +301,7 @@ def _carry_out(
     document = release.to_dict()
     if not plans[-1].changed:  # an earlier run's, finished or rolled back now; the host is what the tree asks for
         note = f": {release.note}" if release.note else ""
-        message = f"release {release.id} had been cut off and is now {release.state}{note}; nothing else is to be done"
+        message = f"release {release.id}, begun earlier, is now {release.state}{note}; nothing else is to be done"
         return Outcome(True, message, release.state == "failed", plans[-1], document, timings=timings)
     if release.state != "done":
         message = f"{release.state}: {release.note}"

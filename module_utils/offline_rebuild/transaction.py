@@ -104,8 +104,9 @@ def run(
     :param make_image: makes a service's new image and returns its id; it moves no name.
     :param tidy: takes away what making leaves; called under the lock after a run that was cut off, before the plan, and
         at the end.
-    :returns: the release, in state ``done``, ``rolled_back`` or ``failed``. When the plan changes nothing: the release
-        that was recovered, if one was that had begun its swap, else ``None``.
+    :returns: the release, in state ``done``, ``rolled_back`` or ``failed``; that of the first try when the same run is
+        begun twice. When the plan changes nothing: the release that was recovered, if one was that had begun its swap,
+        else ``None``.
     :raises OfflineRebuildError: ``locked``, ``plan-blocked``, ``plan-stale``, ``release-unfinished``,
         ``health-check-invalid``, ``journal-write``, and what ``make_image`` raises: nothing has been touched then.
     """
@@ -120,6 +121,10 @@ def run(
         made = plan() if callable(plan) else plan
         if made.blocked:
             raise _blocked(made)
+        if lock.waited:  # the same run, begun twice since its connection broke: what came of the first try
+            recovered += [r for r in work.journal.all() if r.run_time == options.run_time and r.swapped]
+            if recovered:
+                return recovered[-1]
         if not made.changed:
             return recovered[-1] if recovered else None
         try:
@@ -141,7 +146,8 @@ def recover(docker: Docker, project: Project, options: Options, on_event: OnEven
 
 
 def _lock(project: Project, options: Options) -> Lock:
-    return Lock.acquire(options.state_dir, project.name, options.operator, options.why, options.change_id)
+    who = (options.operator, options.why, options.change_id)
+    return Lock.acquire(options.state_dir, project.name, *who, run_time=options.run_time)
 
 
 def _blocked(plan: Plan) -> OfflineRebuildError:

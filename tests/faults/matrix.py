@@ -271,7 +271,7 @@ def _disks() -> list[Fault]:
 
 
 def _ssh_cut(version: str, state: str, site: Site) -> Seen:
-    """The connection of a playbook's run is ended; Ansible may try again by itself."""
+    """The connection of a playbook's run is ended: Ansible begins again, and waits for what goes on at the host."""
     _edit(site, version)
     known = site.call("known")["known"]
     program = str(Path(sys.executable).parent / "ansible-playbook")
@@ -298,6 +298,7 @@ def _ssh_cut(version: str, state: str, site: Site) -> Seen:
     # the module goes on by itself, or has ended: wait for its lock to be free or stale
     site.host.ssh(f"until ! flock -n {STATE}/locks/{PROJECT}.guard false; do sleep 0.05; done", check=False)
     site.host.ssh(f"flock -w 90 {STATE}/locks/{PROJECT}.guard true")
+    assert play.returncode == 0, said
     last = [line.strip() for line in said.splitlines() if "server1" in line][-1:]
     return Seen(f"playbook ended with {play.returncode}: {' '.join(last)}", {"text": said})
 

@@ -179,3 +179,21 @@ def test_an_unwritable_state_folder(tmp_path: Path) -> None:
     (tmp_path / "locks").write_text("in the way")
     with pytest.raises(OfflineRebuildError, match="state-dir"):
         Lock.acquire(str(tmp_path), "shop")
+
+
+def test_the_same_run_begun_twice_waits_for_its_first_try(tmp_path: Path) -> None:
+    first = Lock.acquire(str(tmp_path), "shop", "ann", "rebuild", "C7", run_time=1790000000)
+    assert not first.waited
+    for other in ({"run_time": 1790000001}, {"run_time": 0}):
+        with pytest.raises(OfflineRebuildError, match="another run holds"):
+            Lock.acquire(str(tmp_path), "shop", "ann", "rebuild", "C7", **other)
+    got: list[Lock] = []
+    again = {"operator": "ann", "change_id": "C7", "wait": 10, "run_time": 1790000000}
+    thread = threading.Thread(target=lambda: got.append(Lock.acquire(str(tmp_path), "shop", **again)))  # type: ignore[arg-type]
+    thread.start()
+    thread.join(0.3)
+    assert not got
+    first.release()
+    thread.join(30)
+    assert got[0].waited
+    got[0].release()
