@@ -34,6 +34,7 @@ from . import compose, health, pregate, rolling, swap
 from .cli import Docker, parse_version
 from .compose import ContainerState, Project
 from .errors import OfflineRebuildError
+from .graft import Making, remove_left_behind
 from .image import normal_ref
 from .later import Later
 from .lock import Lock
@@ -142,7 +143,9 @@ def recover(docker: Docker, project: Project, options: Options, on_event: OnEven
     if not journal.unfinished() and not journal.damaged():
         return []
     with _lock(project, options) as lock:
-        return _Transaction(docker, project, options, on_event, lock).recover_all()
+        recovered = _Transaction(docker, project, options, on_event, lock).recover_all()
+        Making(options.state_dir).end(lambda: remove_left_behind(docker))
+        return recovered
 
 
 def _lock(project: Project, options: Options) -> Lock:
