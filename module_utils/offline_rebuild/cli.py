@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from dataclasses import dataclass
 from typing import IO, Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -116,6 +117,7 @@ class Docker:
         #: While a lock is held, its guard: commands that change the engine inherit it (see lock.py).
         self.guard: Optional[IO[bytes]] = None
         self._info: Optional[EngineInfo] = None
+        self._asking = threading.Lock()
 
     def run(
         self,
@@ -189,21 +191,22 @@ class Docker:
 
         :raises OfflineRebuildError: ``docker-missing`` (no CLI), ``engine-down`` (no answer).
         """
-        if self._info is None:
-            result = self.run("info", "--format", "{{json .}}", check=False, timeout=INFO_TIMEOUT)
-            try:
-                data = result.json() if result.stdout.strip() else {}
-            except ValueError:
-                data = {"ServerErrors": ["`docker info` does not answer in JSON"]}
-            if result.rc != 0 or not data.get("ServerVersion"):
-                why = "; ".join(data.get("ServerErrors") or []) or result.stderr.strip()
-                raise OfflineRebuildError(
-                    "engine-down",
-                    f"the Docker engine does not answer: {why}",
-                    "start it (`systemctl start docker`) and see `journalctl -u docker`",
-                )
-            self._info = _engine_info(data)
-        return self._info
+        with self._asking:  # several threads want it first, and it is one of the dearest questions
+            if self._info is None:
+                result = self.run("info", "--format", "{{json .}}", check=False, timeout=INFO_TIMEOUT)
+                try:
+                    data = result.json() if result.stdout.strip() else {}
+                except ValueError:
+                    data = {"ServerErrors": ["`docker info` does not answer in JSON"]}
+                if result.rc != 0 or not data.get("ServerVersion"):
+                    why = "; ".join(data.get("ServerErrors") or []) or result.stderr.strip()
+                    raise OfflineRebuildError(
+                        "engine-down",
+                        f"the Docker engine does not answer: {why}",
+                        "start it (`systemctl start docker`) and see `journalctl -u docker`",
+                    )
+                self._info = _engine_info(data)
+            return self._info
 
     def require(self, engine: Sequence[int] = MIN_ENGINE, compose: Optional[Sequence[int]] = MIN_COMPOSE) -> EngineInfo:
         """Check the versions that the run needs.

@@ -77,6 +77,7 @@ class RecordStore:
     def __init__(self, state_dir: str) -> None:
         self.directory = state_dir
         self._cache: Dict[str, Tuple[StageRecord, ...]] = {}
+        self._manifests: Dict[str, Manifest] = {}
 
     def _path(self, image_id: str) -> str:
         return os.path.join(self.directory, "records", image_id.rsplit(":", maxsplit=1)[-1] + ".json")
@@ -175,9 +176,10 @@ class RecordStore:
         """:returns: the stored manifest with this digest, ``None`` if it is not there or is not what its name says."""
         if not digest:
             return None
-        try:
-            with open(self.manifest_path(digest), encoding="ascii") as handle:
-                made = Manifest.from_json(handle.read())
-        except (OSError, ValueError, OfflineRebuildError):
-            return None
-        return made if made.digest() == digest else None
+        if digest not in self._manifests:
+            try:
+                with open(self.manifest_path(digest), encoding="ascii") as handle:
+                    self._manifests[digest] = Manifest.from_json(handle.read(), expected=digest)
+            except (OSError, ValueError, OfflineRebuildError):
+                return None
+        return self._manifests[digest]

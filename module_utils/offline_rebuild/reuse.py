@@ -74,6 +74,7 @@ class StageReuse:
     :param alignment: where they lie, ``None`` if there is no ancestor.
     :param base: the base image, if it is present.
     :param manifests: what each instruction takes from the context, by its place; in ``keys`` as well.
+    :param differs: with a record, the first instruction whose key is another, where the reason is still to be found.
     :param modes: by place, the paths of the context whose mode is taken from the image, with that mode.
     """
 
@@ -88,6 +89,7 @@ class StageReuse:
     keys: Tuple[str, ...] = ()
     manifests: Mapping[int, Manifest] = field(default_factory=dict)
     record: Optional[StageRecord] = None
+    differs: Optional[int] = None
     modes: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
     @property
@@ -518,6 +520,9 @@ class Analyzer:
             elif best.alignment is None or self._worth(judged) > self._worth(best):
                 best = judged
         keys, manifests, modes = self._keys_beside(index, best.alignment, best.record)
+        if best.record is not None and best.differs is not None and best.alignment is not None:
+            reason, changes = self._recorded_reason(best.record, timeline, manifests, best.differs, best.alignment)
+            best = replace(best, reason=reason, changes=changes)
         return replace(best, keys=keys, manifests=manifests, modes=modes)
 
     def _worth(self, judged: StageReuse) -> Tuple[int, bool, bool, int, bool]:
@@ -800,7 +805,7 @@ class Analyzer:
             trigger = self._hidden_trigger(alignment)
             if trigger:
                 return replace(candidate, alignment=None, reason=trigger)
-        keys, manifests, _ = self._keys_beside(timeline.index, alignment, record)
+        keys, _, _ = self._keys_beside(timeline.index, alignment, record)
         same_images, another = self.same_images(record, timeline)
         proven = min(_common(record.keys, keys), alignment.matched, len(record.positions) - 1, same_images)
         pairs = list(zip(alignment.positions, record.positions))
@@ -811,21 +816,16 @@ class Analyzer:
         differs = proven
         while alignment.positions[proven] < 0:
             proven -= 1
-        reason = ""
-        changes: Tuple[FileChange, ...] = ()
-        if proven < len(timeline.steps):
-            if differs == same_images:
-                reason = f"the image {another} that it reads is another than then"
-            else:
-                reason, changes = self._recorded_reason(record, timeline, manifests, differs, alignment)
+        other_image = proven < len(timeline.steps) and differs == same_images
         return replace(
             candidate,
             alignment=alignment,
             proven=proven,
-            reason=reason,
+            reason=f"the image {another} that it reads is another than then" if other_image else "",
             evidence="recorded",
-            changes=changes,
             record=record,
+            # manifests are big: what differs in them is looked up for the best candidate alone
+            differs=differs if proven < len(timeline.steps) and not other_image else None,
         )
 
     def images_of(self, index: int) -> Dict[str, str]:
