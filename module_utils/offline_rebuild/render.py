@@ -165,7 +165,7 @@ def releases_lines(found: Sequence[ReleaseLine]) -> List[str]:
                 moment(item.started),
                 item.operator or "-",
                 item.change_id or "-",
-                " ".join(item.services) + (f": {_first(item.note)}" if item.note else ""),
+                " ".join(item.services) + (f" ({_first(item.note)})" if item.note else ""),
             ]
             for item in found
         ]

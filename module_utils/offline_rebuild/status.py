@@ -167,7 +167,8 @@ class LayerLine:
     """One instruction of a stage.
 
     :param line: 1-based line in the Dockerfile; 0 for an ONBUILD trigger of the base.
-    :param size: bytes of its layer in the ancestor, 0 without a layer there, ``None`` when the ancestor lacks it.
+    :param size: bytes of its layer in the ancestor as the engine counts them (the containerd store in blocks), 0
+        without a layer there, ``None`` when the ancestor lacks it.
     :param use: what a run would do now: ``reused``; ``thin`` (its files go into the thin layer); ``config`` (only the
         image's configuration is written); ``build`` (it has to run).
     """

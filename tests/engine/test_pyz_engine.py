@@ -89,6 +89,18 @@ def played(host: Host, playbook: str, *more: str) -> subprocess.CompletedProcess
     return done
 
 
+def counted(host: Host, size: int, written: int) -> bool:
+    """Whether it is the size of a layer with so many bytes: the containerd store counts blocks, folders included."""
+    return size == written if host.store == "classic" or not written else size >= written and size % 4096 == 0
+
+
+def check_sizes(host: Host, item: Any) -> None:
+    """Of the layers of RUN, COPY and CMD, as the images were brought in."""
+    written = [len("made\n"), len(RUN.format(f"one of {item['service']}") + DOCKERFILE), 0]
+    found = [line["size"] for line in item["lines"]]
+    assert all(counted(host, *pair) for pair in zip(found, written)), (found, written)
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """The project, built and running as if it had been imported; the file beside rebuild.sh in a folder of its own."""
@@ -131,11 +143,7 @@ def test_layers_say_what_would_be_reused(host: Host) -> None:
     found = {item["service"]: item for item in document(host, "layers")["layers"]}
     uses = {name: [line["use"] for line in item["lines"]] for name, item in found.items()}
     assert uses == {"web": ["reused", "thin", "config"], "job": ["reused"] * 3}
-    assert [line["size"] for line in found["job"]["lines"]] == [
-        len("made\n"),
-        len(RUN.format("one of job") + DOCKERFILE),
-        0,
-    ]
+    check_sizes(host, found["job"])
     assert found["web"]["ancestor"] == "shop-web:latest"
     assert found["web"]["base_size"] > 100_000
     assert found["web"]["reason"] == "1 file differs from the image: run.sh"
@@ -162,9 +170,8 @@ def test_a_rebuild_is_released_and_a_second_one_has_nothing_to_do(host: Host) ->
     assert [c["state"] for c in web["containers"]] == ["running"]
     layers = {item["service"]: item for item in document(host, "layers")["layers"]}
     assert [line["use"] for line in layers["web"]["lines"]] == ["reused"] * 3
-    sizes = [line["size"] for line in layers["web"]["lines"]]
-    assert sizes == [len("made\n"), len(RUN.format("one of web") + DOCKERFILE), 0]
-    assert layers["web"]["thin_size"] == len(RUN.format("two"))
+    check_sizes(host, layers["web"])
+    assert counted(host, layers["web"]["thin_size"], len(RUN.format("two")))
     assert layers["job"]["thin_size"] is None
     assert status["releases"][0]["operator"] == "ann"
     assert status["lock"] is None

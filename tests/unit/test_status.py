@@ -206,7 +206,7 @@ def test_a_status_is_json_and_text() -> None:
         f"web  shop-web-1: running, 2 restarts  bbbbbbbbbbbb  {R1.id}",
         "db   no container                     none",
         "web: odd",
-        f"{R2.id}  rolled_back  -                     -    C1  web: not healthy",
+        f"{R2.id}  rolled_back  -                     -    C1  web (not healthy)",
         f"{R1.id}  done         2026-01-01 00:00:00Z  ann  -   web",
         "web:offline-rebuild-x  aaaaaaaaaaaa  1.5kB",
         "lock: stale (its process is gone); the next run takes it over: bob (pid 77, since 2026-01-01 00:00:00Z, "
