@@ -529,7 +529,8 @@ class _Transaction:
             self.docker.run("rm", "-f", *(state.id for state in new), check=False, guarded=True)
             return why_not
         for state in old:
-            rolling.leave(self.docker, state, rolling.names_of(state))
+            with contextlib.suppress(OfflineRebuildError):  # it goes in any case
+                rolling.leave(self.docker, state, rolling.names_of(state))
         rolling.drain([int((state.raw.get("State") or {}).get("Pid") or 0) for state in old])
         self.docker.run("stop", *(state.id for state in old), check=False, guarded=True)
         self.docker.run("rm", "-f", *(state.id for state in old), check=False, guarded=True)
