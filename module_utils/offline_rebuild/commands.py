@@ -111,7 +111,7 @@ class Command:
     """A command.
 
     :param act: given the parsed options and a function that tells of progress.
-    :param arguments: what its arguments are: ``services`` or ``releases``.
+    :param arguments: what its arguments are: ``services``, ``releases`` or ``archives`` (paths).
     :param swaps: whether it may swap services.
     """
 
@@ -186,7 +186,9 @@ def _released(outcome: Outcome, request: Request, detail: bool) -> Answer:
         if entry.get("logs"):
             lines.append(f"  log of {entry.get('service')} ({entry.get('phase')}):")
             lines += [f"    {line}" for line in entry["logs"][-_EVIDENCE_LINES:]]
-    return Answer(BACK if release.state == "rolled_back" else FAILED, document, lines)
+    # refused by the pre-gate: tried beside the old version, which was not touched
+    refused = release.state == "failed" and not release.swapped and "pregate" in release.timings
+    return Answer(BACK if refused or release.state == "rolled_back" else FAILED, document, lines)
 
 
 def _document(outcome: Outcome) -> Dict[str, Any]:
@@ -206,6 +208,18 @@ def _prime(given: argparse.Namespace, _say: Say) -> Answer:
         word = "recorded" if item["recorded"] else "already recorded"
         lines.append(f"{item['service']}: " + (f"not recorded: {item['reason']}" if item["reason"] else word))
     return Answer(FAILED if outcome.failed else DONE, _document(outcome), lines or ["no service is built"])
+
+
+def _import(given: argparse.Namespace, _say: Say) -> Answer:
+    from .importer import ImportRequest, import_archives
+
+    if not given.arguments:
+        raise OfflineRebuildError("usage", "no archive is named", "name the files that docker save made")
+    archives = [os.path.abspath(path) for path in given.arguments]
+    state_dir = request_of(given).state_dir
+    found = import_archives(ImportRequest(archives, check=bool(given.check), state_dir=state_dir))
+    rows = [[a["status"], a["path"], ", ".join(r for i in a["images"] for r in i["refs"])] for a in found["archives"]]
+    return Answer(DONE, found, [*render.table(rows), found["msg"]])
 
 
 def _status(given: argparse.Namespace, _say: Say) -> Answer:
@@ -260,6 +274,7 @@ COMMANDS: Mapping[str, Command] = {
     "plan": Command(_plan, (*_MAKE, *_SWAP, "diff", "exit_code")),
     "rebuild": Command(_rebuild, (*_RUN, "diff"), swaps=True),
     "rollback": Command(_rollback, (*_PROJECT, *_GATED, "check", "diff"), "releases", swaps=True),
+    "import": Command(_import, ("state_dir", "check"), "archives"),
     "status": Command(_status, _PROJECT),
     "layers": Command(_layers, _BUILD),
     "context": Command(_context, _PROJECT),
@@ -313,7 +328,7 @@ def parse(argv: Sequence[str], program: str) -> Tuple[Optional[str], argparse.Na
     parser.add_argument("arguments", nargs="*")
     given = parser.parse_intermixed_args(_with_files(rest, parser.prog))
     for word in given.arguments:
-        if not re.match(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", word):
+        if command.arguments != "archives" and not re.match(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", word):
             raise _usage(f"{word!r} is no name of a {command.arguments[:-1]}", parser.prog)
     return name, given
 
@@ -500,7 +515,7 @@ def _act(
     if COMMANDS[command].swaps:
         # A lost SSH session must not cut a run in the middle; it ends by itself when the gate is through.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if err.terminal and command in ("plan", "rebuild", "layers", "images", "prime"):
+    if err.terminal and command in ("plan", "rebuild", "layers", "images", "prime", "import"):
         err.lines([working])
     with on_this_host():
         return COMMANDS[command].act(given, lambda text: err.lines([mask(text, secrets)] if text else []))

@@ -32,6 +32,10 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
         "go back to a release (its id or initial), or to the one before",
         "回到某次发布（编号或 initial），不写则为前一次",
     ),
+    "command.import": (
+        "load archives of docker save, and read once what the images hold",
+        "导入 docker save 的归档，并一次读出镜像所含内容",
+    ),
     "command.status": ("services, releases, kept images, lock, disk", "服务、发布、保留的镜像、锁、磁盘"),
     "command.layers": (
         "each instruction of the Dockerfiles: its layer's size, and whether it is reused",
@@ -47,6 +51,8 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
     "command.logs": ("the end of the services' logs, secrets masked", "各服务日志的末尾，机密已遮盖"),
     "arg.services": ("the services to look at; all if none is named", "要处理的服务；不写则为全部"),
     "arg.releases": ("ids of releases", "发布编号"),
+    "arg.archives": ("files, plain or compressed", "归档文件，压缩或不压缩均可"),
+    "meta.archives": ("FILE ...", "文件 ..."),
     "meta.services": ("[SERVICE ...]", "[服务 ...]"),
     "meta.releases": ("[ID ...]", "[编号 ...]"),
     "option.help": ("this help", "显示本帮助"),
@@ -130,7 +136,7 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
     "exit.1": ("failed; the message says what and what to do", "失败；消息会说明原因和办法"),
     "exit.2": ("plan --exit-code: there are changes", "plan --exit-code：有变化"),
     "exit.3": ("blocked: an image or layers are missing; nothing was touched", "受阻：缺少镜像或层；什么都没有动"),
-    "exit.4": ("not healthy: the former version runs again", "不健康：已换回原来的版本"),
+    "exit.4": ("not healthy: the former version runs", "不健康：运行的是原来的版本"),
     "exit.64": ("wrong usage", "用法错误"),
     "exit.69": ("this Python is older than 3.9", "Python 版本低于 3.9"),
     "exit.70": ("a defect of this program", "本程序的缺陷"),

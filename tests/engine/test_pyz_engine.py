@@ -221,6 +221,9 @@ def test_a_rollback_is_a_release_too_and_the_tree_can_be_brought_back(host: Host
 def test_a_release_that_is_not_healthy_ends_with_4_and_shows_the_log_without_secrets(host: Host) -> None:
     write(host, "web/run.sh", "echo password $DB_PASSWORD; exit 3\n")
     done = pyz(host, "rebuild", "--state-dir", STATE, "--gate-timeout", "20", code=4)
+    assert "nothing was swapped" in done.stdout
+    assert "password ***" in done.stdout
+    done = pyz(host, "rebuild", "--state-dir", STATE, "--gate-timeout", "20", "--no-pregate", "web", code=4)
     assert "rolled_back" in done.stdout
     assert "password ***" in done.stdout
     assert "correct-horse" not in done.stdout + done.stderr
@@ -251,6 +254,22 @@ def test_what_is_blocked_ends_with_3_and_a_held_lock_with_75(host: Host) -> None
         assert (lock["operator"], lock["change_id"], lock["state"]) == ("eve", "C9", "running")
         process.communicate()
     assert document(host, "status")["status"]["lock"] is None
+
+
+def test_an_archive_is_imported_once(host: Host) -> None:
+    host.ssh("docker tag shop-web other:1 && docker save other:1 | gzip > /srv/other.tar.gz && docker image rm other:1")
+    assert document_of_import(host, "--check")["changed"]
+    assert host.ssh("docker image ls -q other").stdout == ""
+    assert [a["status"] for a in document_of_import(host)["archives"]] == ["loaded"]
+    assert document_of_import(host)["changed"] is False
+    assert "present  /srv/other.tar.gz  other:1" in pyz(host, "import", "../other.tar.gz", "--state-dir", STATE).stdout
+    assert "no archive is named" in pyz(host, "import", code=64).stderr
+    assert "[archive-missing]" in pyz(host, "import", "gone.tar", "--state-dir", STATE, code=1).stderr
+    host.ssh("docker image rm other:1")
+
+
+def document_of_import(host: Host, *more: str) -> Any:
+    return document(host, "import", "/srv/other.tar.gz", *more)
 
 
 def test_bad_input_is_one_line_with_a_remedy(host: Host) -> None:

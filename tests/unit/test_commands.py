@@ -301,7 +301,7 @@ def test_a_reader_that_is_gone_does_not_end_a_run(tmp_path: Path) -> None:
 def test_a_lost_session_does_not_cut_a_swap(swaps: bool, ends: int) -> None:
     program = (
         "import os, signal, sys; from module_utils.offline_rebuild import commands as c\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test run may have it ignored\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "act = lambda given, say: os.kill(os.getpid(), signal.SIGHUP) or c.Answer(0, {}, ['done'])\n"
         f"c.COMMANDS = {{**c.COMMANDS, 'status': c.Command(act, (), swaps={swaps})}}\n"
         "sys.exit(c.main(['status']))\n"
@@ -345,6 +345,7 @@ def test_it_runs_alone_on_the_oldest_python(pyz: Path, tmp_path: Path, command: 
     env = {"PATH": str(tmp_path), "HOME": str(tmp_path), "LANG": "C"}
     (tmp_path / "compose.yaml").write_text("services: {}\n", encoding="utf-8")
     argv = [OLDEST, pyz, command, "--state-dir", str(tmp_path / "state")]
+    argv += ["images.tar"] if command == "import" else []
     done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert "there is no `docker` command on this host [docker-missing]" in done.stderr
