@@ -87,7 +87,9 @@ DOCKERFILE = f'FROM {BASE}\nWORKDIR /app\nCOPY . .\nCMD ["python3", "/app/serve.
 #: The base image: this host's Python.
 MAKE_BASE = f"""
 set -e
-cd /; libs=$(ldd /usr/bin/python3 /usr/lib/python3*/lib-dynload/*.so | grep -o '/[^ ]*' | grep '\\.so' | sort -u)
+cd /
+libs=$(ldd /usr/bin/python3 /usr/lib/python3*/lib-dynload/*.so |
+    awk '/=> \\// {{print $3}} /^\\t\\// {{print $1}}' | sort -u)
 mkdir -p {FOLDER}/root/usr/bin {FOLDER}/root/tmp
 cp -L /usr/bin/python3 {FOLDER}/root/usr/bin/python3
 cp --parents -r /usr/lib/python3*/ {FOLDER}/root

@@ -75,8 +75,7 @@ def test_a_run_of_the_other_host_is_seen_and_one_host_alone_is_not_looked_at_twi
         "print('held', flush=True); sys.stdin.read()"
     )
     login = ["ssh", *fleet[1].ssh_options(), f"root@{fleet[1].address}", shlex.join(["python3", "-c", script])]
-    holder = subprocess.Popen(login, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
+    with subprocess.Popen(login, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline().strip() == "held"
         before = state(fleet)
@@ -88,9 +87,6 @@ def test_a_run_of_the_other_host_is_seen_and_one_host_alone_is_not_looked_at_twi
         assert done.returncode == 0, done.stdout
         assert "TASK [Look]" not in done.stdout
         assert state(fleet)[0] != before[0]
-    finally:
-        holder.kill()
-        holder.wait()
 
 
 def test_a_rollback_by_its_playbook(fleet: Hosts) -> None:
