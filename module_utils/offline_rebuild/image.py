@@ -137,9 +137,16 @@ class ImageStore:
         self._may_write = may_write
         self._listing: Optional[Later[Dict[str, Mapping[str, Any]]]] = Later(self._list)
         self.info: EngineInfo = docker.info()
-        self.content_dir: Optional[str] = self._find_content_dir() if self.info.store == "containerd" else None
+        self._content_dir: Optional[str] = None
         self._images: Dict[str, Image] = {}
         self._by_ref: Optional[Dict[str, Mapping[str, Any]]] = None
+
+    @property
+    def content_dir(self) -> Optional[str]:
+        """:returns: containerd's content store; ``None`` on the classic store, and as long as it holds nothing."""
+        if self._content_dir is None and self.info.store == "containerd":
+            self._content_dir = self._find_content_dir()
+        return self._content_dir
 
     def _find_content_dir(self) -> Optional[str]:
         # A daemon-managed containerd keeps its root under the engine's; a system one under /var/lib/containerd.
