@@ -39,8 +39,8 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Seque
 from .errors import OfflineRebuildError
 
 __all__ = [
-    "FINISHED", "STATES", "Journal", "Release", "Retention", "ServiceRecord", "is_secret_name", "mask", "retention",
-    "secrets_of",
+    "FINISHED", "STATES", "Journal", "Release", "Retention", "ServiceRecord", "is_secret_name", "mask", "masked",
+    "retention", "secrets_of",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -459,6 +459,12 @@ def mask(value: Any, secrets: Iterable[str] = ()) -> Any:
     if isinstance(value, (list, tuple)):
         return [mask(item, secrets) for item in value]
     return value
+
+
+def masked(document: Mapping[str, Any], secrets: Iterable[str]) -> Dict[str, Any]:
+    """:returns: a release's document with its free texts masked; names and ids stay, since a rollback needs them."""
+    known = tuple(secrets)
+    return {key: mask(value, known) if key in _FREE_TEXT else value for key, value in document.items()}
 
 
 def _release_id(seconds: int, project: str, salt: str) -> str:

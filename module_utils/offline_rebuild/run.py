@@ -21,7 +21,7 @@ from .lock import Lock
 from .plan import Plan, ServicePlan
 from .planner import Planner, Settings, image_store
 from .presence import Need, needs
-from .release import Journal, secrets_of
+from .release import Journal, is_secret_name, mask, masked, secrets_of
 from .sweep import sweep
 
 __all__ = ["Outcome", "Request", "execute", "of_system", "open_project", "settings_of", "survey"]
@@ -79,6 +79,7 @@ class Outcome:
     :param timings: seconds per phase.
     :param advice: what could be better in Dockerfiles and build contexts, where it was asked for (advice.py).
     :param dockerfiles: with the advice, the Dockerfiles' texts by name, secrets masked.
+    :param secrets: values that no result may show (release.py, ``secrets_of``).
     """
 
     changed: bool
@@ -92,31 +93,38 @@ class Outcome:
     timings: Mapping[str, float] = field(default_factory=dict)
     advice: Optional[Sequence[Mapping[str, Any]]] = None
     dockerfiles: Optional[Mapping[str, str]] = None
+    secrets: Sequence[str] = ()
 
     @property
     def diff(self) -> Optional[Mapping[str, str]]:
         """:returns: Ansible's diff, ``None`` where nothing differs."""
         if self.plan is None or all(s.action == "unchanged" for s in self.plan.services):
             return None
-        return self.plan.diff()
+        found: Mapping[str, str] = mask(self.plan.diff(), self.secrets)
+        return found
 
     def to_dict(self) -> Dict[str, Any]:
-        """:returns: the module's result, JSON-ready."""
+        """The module's result, JSON-ready, secrets masked.
+
+        Ansible prints all of a failed result, and the message must not drown in it. So what only the report needs is
+        under ``details`` there; the action plugin keeps that off the screen.
+        """
         result: Dict[str, Any] = {"changed": self.changed, "msg": self.msg, "timings": dict(self.timings)}
-        for name in ("release", "images", "primed", "error", "advice", "dockerfiles"):
+        for name in ("images", "primed", "error", "advice", "dockerfiles"):
             value = getattr(self, name)
             if value is not None:
                 result[name] = value
         if self.plan is not None:
             result["plan"] = self.plan.to_dict()
-        if self.failed:  # Ansible prints all of a failed result: the message must not drown; the journal has the rest
-            result.pop("plan", None)
+        if self.release is not None:
+            result["release"] = masked(self.release, self.secrets)
+        if self.failed:
             result.pop("dockerfiles", None)
-            result.pop("timings")
             result.pop("images", None)
+            result["details"] = {name: result.pop(name) for name in ("plan", "release", "timings") if name in result}
             if self.release is not None:
                 result["release"] = {key: self.release[key] for key in ("id", "state", "note")}
-        return result
+        return {key: value if key == "release" else mask(value, self.secrets) for key, value in result.items()}
 
 
 def execute(request: Request, on_event: transaction.OnEvent = transaction.unheard) -> Outcome:
@@ -125,16 +133,19 @@ def execute(request: Request, on_event: transaction.OnEvent = transaction.unhear
     :param on_event: called with the name and the text of each step.
     :raises OfflineRebuildError: for bad input, before anything is touched; and for what fails later.
     """
+    secrets: List[str] = []
     try:
-        return _execute(request, on_event)
+        outcome = _execute(request, on_event, secrets)
+        return replace(outcome, secrets=tuple(sorted(secrets, key=len, reverse=True)))
     except OfflineRebuildError as error:
+        error.message = mask(error.message, secrets)
         error.host = socket.gethostname()
         raise
     except OSError as error:
         raise of_system(error) from error
 
 
-def _execute(request: Request, on_event: transaction.OnEvent) -> Outcome:
+def _execute(request: Request, on_event: transaction.OnEvent, secrets: List[str]) -> Outcome:
     clock = time.monotonic()
     docker = Docker()
     if not os.path.isdir(request.project_src) and not (request.action == "preflight" and request.project_pushed):
@@ -154,6 +165,8 @@ def _execute(request: Request, on_event: transaction.OnEvent) -> Outcome:
     project = Later(lambda: open_project(docker, request))
     info = later_info.result()
     planner = Planner(docker, project.result(), settings_of(request), set(request.services), store.result())
+    secrets += secrets_of(planner.project.raw)
+    secrets += [str(value) for key, value in request.build_args.items() if is_secret_name(key) and len(str(value)) >= 4]
     swap.check_wishes(request.wishes, planner.project)
     health.parse_checks(request.health_checks, planner.project)
     if request.action != "prime":

@@ -16,6 +16,8 @@ PREFIX = "offline_rebuild_"
 READMES = ("README.md", "README.zh-CN.md")
 #: Variables of the role that are no option of the module: it never sees the control node's tree.
 PUSH = {"project_push", "project_push_keep", "project_push_delete"}
+#: Those that only the control node looks at.
+CONTROL = {"report_dir", "require_change_id", "window"}
 #: Options that the role fills by itself.
 FILLED = {"action", "run_time", "project_pushed"}
 PYTHON_TYPES = {"path": str, "str": str, "bool": bool, "int": int, "list": list, "dict": dict}
@@ -101,7 +103,7 @@ def test_readme_equals_playbook(readme: str) -> None:
     given = re.findall(r"\{\{ (offline_rebuild_\w+) \| default\('?([^',]+)'?, true\) \}\}", text)
     found = dict(given)
     assert len(set(given)) == len(found), "the plays have other defaults"
-    assert set(found) == {PREFIX + "serial", PREFIX + "max_fail_percentage"}
+    assert set(found) == {PREFIX + "serial", PREFIX + "max_fail_percentage", PREFIX + "confirm"}
     assert {name: default for name, (_, default) in table(readme, "playbook variables").items()} == found
 
 
@@ -134,8 +136,8 @@ def test_status_is_asked_with_the_roles_variables(spec: Dict[str, Dict[str, Any]
 
 def test_role_equals_module(spec: Dict[str, Dict[str, Any]], module_spec: Dict[str, Dict[str, Any]]) -> None:
     names = {name[len(PREFIX) :] for name in spec}
-    assert names - PUSH == set(module_spec) - FILLED
-    for name in names - PUSH:
+    assert names - PUSH - CONTROL == set(module_spec) - FILLED
+    for name in names - PUSH - CONTROL:
         ours, theirs = spec[PREFIX + name], module_spec[name]
         for key in ("type", "elements", "choices", "required"):
             assert ours.get(key) == theirs.get(key), f"{name}: {key}"
@@ -192,10 +194,11 @@ def texts(node: Any) -> Iterator[str]:
 
 def test_every_error_is_on_the_page() -> None:
     raised: Set[str] = set()
-    for path in sorted((ROOT / "module_utils" / "offline_rebuild").glob("*.py")):
+    files = [*(ROOT / "module_utils" / "offline_rebuild").glob("*.py"), *(ROOT / "control_node").glob("*.py")]
+    for path in sorted(files):
         raised.update(codes_raised(ast.parse(path.read_text(encoding="utf-8"))))
     assert "locked" in raised
-    for path in sorted(ROLE.glob("*/*.yml")):
+    for path in [*sorted(ROLE.glob("*/*.yml")), ROOT / "playbooks" / "rebuild.yml"]:
         raised.update(re.findall(r"\[([a-z]+(?:-[a-z]+)+)\]", path.read_text(encoding="utf-8")))
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)

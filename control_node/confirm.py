@@ -1,0 +1,46 @@
+"""The plan of all hosts before any is touched: its digest, and what an operator is shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .report import hidden
+
+__all__ = ["plan_digest", "plan_text"]
+
+_MOST_FILES = 10
+
+
+def plan_digest(plans: Mapping[str, Mapping[str, Any]]) -> str:
+    """The digest of a plan for these hosts, by name.
+
+    :param plans: each host's plan, in the schema of module_utils/offline_rebuild/plan.py.
+    :returns: twelve hex digits; any difference in hosts, services, files, instructions or images gives others.
+    """
+    text = json.dumps(plans, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def plan_text(plans: Mapping[str, Mapping[str, Any]]) -> str:
+    """:returns: the plan for an operator; hosts with the same plan are named together."""
+    groups: dict[str, list[str]] = {}
+    for host, plan in plans.items():
+        groups.setdefault("\n".join(_lines(plan)), []).append(host)
+    parts = [f"{len(hosts)} host(s): {', '.join(hosts)}\n{text}" for text, hosts in groups.items()]
+    return hidden("\n".join([*parts, f"plan {plan_digest(plans)}"]))
+
+
+def _lines(plan: Mapping[str, Any]) -> Sequence[str]:
+    lines = []
+    for service in plan.get("services") or ():
+        way = f" by {service['way']}" if service.get("way") else ""
+        lines.append(f"  {service.get('service')}: {service.get('action')}{way}")
+        lines += [f"    reason: {reason}" for reason in service.get("reasons") or ()]
+        files = [str(file.get("path")) for file in service.get("files") or ()]
+        if files:
+            more = f" and {len(files) - _MOST_FILES} more" if len(files) > _MOST_FILES else ""
+            lines.append(f"    files: {', '.join(files[:_MOST_FILES])}{more}")
+    return lines or ["  nothing to do"]

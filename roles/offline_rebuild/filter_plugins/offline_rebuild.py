@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the role decides on the control node before a host is asked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from control_node.confirm import plan_digest, plan_text
+from control_node.window import refusal
+
+
+class FilterModule:
+    """The filters of the role."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name them."""
+        return {"change_refusal": refusal, "plan_digest": plan_digest, "plan_text": plan_text}
