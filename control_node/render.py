@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .report import BAD, STATES
+from .report import BAD, PHASES, STATES
 
 __all__ = ["to_html", "to_json", "to_markdown"]
 
@@ -45,7 +45,7 @@ def _render(name: str, report: Mapping[str, Any]) -> str:
     )
     environment.filters.update(short=_short, seconds=_seconds, size=_size, cell=_cell, code=_code, word=STATES.get)
     return environment.get_template(name).render(
-        r=report, signs=SIGNS, bad=BAD, chart=_chart(report), words=STATES, title=_title(report)
+        r=report, signs=SIGNS, bad=BAD, chart=_chart(report), title=_title(report), phases=[name for name, _ in PHASES]
     )
 
 

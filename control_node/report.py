@@ -18,7 +18,7 @@ from typing import Any
 from module_utils.offline_rebuild.advice import Advice, merge
 from module_utils.offline_rebuild.release import is_secret_name, mask
 
-__all__ = ["SCHEMA", "STATES", "HostRun", "Run", "build", "hidden"]
+__all__ = ["PHASES", "SCHEMA", "STATES", "HostRun", "Run", "build", "hidden"]
 
 SCHEMA = 1
 #: The states of a host with the words that say them, the gravest first.
@@ -39,6 +39,7 @@ BAD = ("failed", "rolled_back", "unreachable", "blocked", "not_reached", "refuse
 PHASES: Sequence[tuple[str, Sequence[str]]] = (
     ("plan", ("plan",)),
     ("make", ("making", "make")),
+    ("pregate", ("pregate",)),
     ("swap", ("swap",)),
     ("gate", ("gate",)),
     ("rollback", ("rollback swap", "rollback gate")),
