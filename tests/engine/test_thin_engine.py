@@ -165,7 +165,7 @@ def imported(pair: Pair) -> Pair:
         assert images(host) == set()
         assert host.ssh(f"ls {STATE}", check=False).stdout == ""
     said = pair.playbook("playbooks/import.yml", "-e", given)
-    assert said.count('"loaded: ofr-thin-web:1') == 2, said
+    assert said.count("loaded: ofr-thin-web:1") == 2, said
     for host in pair.hosts:
         assert len(images(host)) == 1
         assert host.ssh(f"ls {STATE}").stdout.split() == ["layers"]
