@@ -22,6 +22,7 @@ __all__ = ["LABEL", "container_name", "forget_images", "image_name", "missing", 
 
 #: Label of a pre-gate's containers; its value is the project.
 LABEL = "offline-rebuild.pregate"
+GRACE = 3
 _IMAGES = f"{REGISTRY}/pregate/image"
 _LEFT_OUT = frozenset(
     ("build", "ports", "container_name", "hostname", "domainname", "depends_on", "restart", "scale", "profiles")
@@ -89,11 +90,11 @@ def missing(docker: Docker, project: Project, names: Sequence[str]) -> Dict[str,
 def remove(docker: Docker, project: Project, graceful: bool = False) -> None:
     """Remove the pre-gate's containers, whichever run left them, with the anonymous volumes that were made for them.
 
-    :param graceful: let them end within their grace period, as any container that is stopped.
+    :param graceful: let them end by themselves, for at most :data:`GRACE` seconds: they have served nobody.
     """
     ids = docker.run("ps", "-aq", "--no-trunc", "--filter", f"label={LABEL}={project.name}").text.split()
     if ids and graceful:
-        docker.run("stop", *ids, check=False, guarded=True)
+        docker.run("stop", "-t", str(GRACE), *ids, check=False, guarded=True)
     if ids:
         docker.run("rm", "-f", "-v", *ids, check=False, guarded=True)
 

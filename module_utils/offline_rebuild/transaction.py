@@ -36,7 +36,6 @@ from .compose import ContainerState, Project
 from .errors import OfflineRebuildError
 from .graft import Making, remove_left_behind
 from .image import normal_ref
-from .later import Later
 from .lock import Lock
 from .plan import Plan, ServicePlan
 from .release import Journal, Release, ServiceRecord, mask, retention, secrets_of
@@ -178,7 +177,6 @@ class _Transaction:
         self.to_swap: List[str] = []
         self.forced: Set[str] = set()
         self.pregated = False
-        self.leaving: Optional[Later[None]] = None
         if lock.note:
             self._say("lock", lock.note)
 
@@ -280,10 +278,8 @@ class _Transaction:
             pregate.remove(self.docker, self.project)
             raise
         _took(release, "pregate", began)
-        if result.ok:
-            self.leaving = Later(lambda: pregate.remove(self.docker, self.project, graceful=True))
+        if result.ok:  # its containers go at the end: to end them now would take time from the swap
             return ""
-        pregate.remove(self.docker, self.project, graceful=True)
         return f"the new image did not get healthy beside the old container, nothing was swapped: {result.reason}"
 
     def _pregate_evidence(self, result: health.GateResult, names: Sequence[str], said: str) -> List[Dict[str, Any]]:
@@ -731,11 +727,10 @@ class _Transaction:
         self._say(state, step or release.note, release.id)
 
     def _finish(self, release: Release, state: str) -> Release:
-        leaving, self.leaving = self.leaving, None
-        with contextlib.suppress(OfflineRebuildError):  # the next pre-gate removes what is left
-            if leaving is not None:
-                leaving.result()
-            if self.pregated:
+        if self.pregated:
+            self.pregated = False
+            with contextlib.suppress(OfflineRebuildError):  # the next pre-gate removes what is left
+                pregate.remove(self.docker, self.project, graceful=True)
                 self._forget_pregate()
         release.finished = round(time.time(), 3)
         release.timings["total"] = round(release.finished - release.started, 3)
