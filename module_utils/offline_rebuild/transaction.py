@@ -449,8 +449,6 @@ class _Transaction:
         restarts = {state.id: state.restart_count for states in self.before.values() for state in states}
         back = "rollback " if release.state == "rolling_back" else ""
         with health.Events(self.docker, self.project.name, 2 * (self.options.gate_timeout + _UP_EXTRA)) as events:
-            rc, said = self._up(release, project, names)
-        with health.Events(self.docker, self.project.name) as events:
             swap_all = self._up if back else self._swap
             rc, said = swap_all(release, project, names)
             if rc != 0 and self._engine_was_away():
