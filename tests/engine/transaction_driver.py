@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 import tarfile
 import time
@@ -116,6 +118,36 @@ def op_run(request):
         site.docker, site.project, site.plan, site.image, site.options, lambda name, text: events.append([name, text])
     )
     return {"release": release and release.to_dict(), "events": events, "seconds": time.monotonic() - began}
+
+
+def op_kill(request):
+    """Start a run and SIGKILL it ``after`` seconds after the journal first shows ``state``."""
+    child = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    child.stdin.write(json.dumps({**request, "op": "run"}).encode())
+    child.stdin.close()
+    folder = Path(request["options"]["state_dir"], "releases", request["project"])
+    known = {path.name: path.stat().st_ino for path in folder.glob("*Z-*.json")}
+    while child.poll() is None:
+        for path in folder.glob("*Z-*.json"):
+            try:
+                if path.stat().st_ino == known.get(path.name):
+                    continue
+                state = json.loads(path.read_text())["state"]
+            except (OSError, ValueError, KeyError):
+                continue
+            if state == request["state"]:
+                time.sleep(request.get("after", 0))
+                os.kill(child.pid, signal.SIGKILL)
+                child.wait()
+                left = [json.loads(p.read_text())["state"] for p in folder.glob("*Z-*.json") if "compose" not in p.name]
+                return {"killed": True, "left": left}
+        time.sleep(0.001)
+    return {"killed": False, "rc": child.returncode}
 
 
 def op_plan(request):
