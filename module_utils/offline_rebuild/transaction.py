@@ -102,8 +102,8 @@ def run(
     :param plan: the plan, or a function that makes it: it is called under the lock and after recovery, so that it sees
         the host as it then is. A plan made earlier is refused when the images have moved since.
     :param make_image: makes a service's new image and returns its id; it moves no name.
-    :param tidy: takes away what making leaves; called under the lock after a run that was cut off, before the plan, and
-        at the end.
+    :param tidy: takes away what making leaves, and forgets what was known of the host before the lock was there; called
+        before the plan when another run had the lock, and at the end.
     :returns: the release, in state ``done``, ``rolled_back`` or ``failed``; that of the first try when the same run is
         begun twice. When the plan changes nothing: the release that was recovered, if one was that had begun its swap,
         else ``None``.
@@ -115,7 +115,7 @@ def run(
     with _lock(project, options) as lock:
         work = _Transaction(docker, project, options, on_event, lock)
         every = work.recover_all()
-        if every or lock.note:
+        if every or lock.note or lock.waited:
             tidy()
         recovered = [release for release in every if release.swapped]
         made = plan() if callable(plan) else plan
