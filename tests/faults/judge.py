@@ -110,7 +110,7 @@ def _judge(site: Site, fault: Fault, row: Row, start: dict[str, Any]) -> None:
     site.call("watch")
     seen = fault.act(site)
     row.seen = seen.text
-    left = site.call("look", patience=0 if fault.dark else 8)
+    left = site.call("look", patience=0 if fault.dark else 20)
     row.serves = left["served"] or "nothing"
     may_serve = [f"v{number:03d}" for number in range(int(old[1:]), site.number + 1)]
     if left["served"] not in may_serve and not (fault.dark and not left["served"]):

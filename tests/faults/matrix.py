@@ -164,7 +164,7 @@ def _engines() -> list[Fault]:
             audit = ["nothing was touched"] if where == "build" else [f'"{state}"']
             audit += [] if where in ("build", "pre-gate") else ['"done"']
             quick = (verb, where) == ("restart", "gate")
-            rows.append(Fault(f"engine {verb} in {where}+{after:g}", act, audit, outage=25, quick=quick))
+            rows.append(Fault(f"engine {verb} in {where}+{after:g}", act, audit, outage=40, quick=quick))
     return rows
 
 
