@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html.parser
 import json
 import os
@@ -423,13 +424,18 @@ def test_playbook_that_is_broken_off(control: Path) -> None:
     with subprocess.Popen(
         argv, cwd=control, env=_environment(control), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a test run may ignore it
     ) as process:  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not (control / "hosts" / "one" / "waiting").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+        try:
+            deadline = time.monotonic() + 60
+            while not (control / "hosts" / "one" / "waiting").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGINT)
+            process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     made = written(control)
     assert not made["complete"]
     assert not made["ok"]
