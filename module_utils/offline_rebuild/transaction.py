@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -172,6 +173,7 @@ class _Transaction:
         self.after: States = {}
         self.up_ok = True
         self.touched = False
+        self.interrupted = False
         self.unwritten: Optional[OfflineRebuildError] = None
         docker.guard = lock.guard
         self.to_swap: List[str] = []
@@ -189,7 +191,7 @@ class _Transaction:
         release.plan = plan.to_dict()
         release.rollback_to = self.options.rollback_to
         release.services = {s.service: ServiceRecord(s.image, s.action, s.way) for s in plan.services if s.changed}
-        self.touched = False
+        self.touched = self.interrupted = False
         self.journal.reserve()
         self._state(release, "making", f"making the images of {', '.join(release.services)}")
         began = time.monotonic()
@@ -453,6 +455,9 @@ class _Transaction:
             rc, said = swap_all(release, project, names)
             if rc != 0 and self._engine_was_away():
                 rc, said = self._up(release, project, names)
+                self.interrupted = True
+            if self.interrupted:
+                self._mend_names(names)
             _took(release, back + "swap", began)
             if release.state == "swapping":
                 self._state(release, "gating", f"waiting for {', '.join(names)} to be healthy")
@@ -604,6 +609,15 @@ class _Transaction:
             text = "\n".join(log.read().decode("utf-8", "replace").splitlines()[-10:])
         return rc, text
 
+    def _mend_names(self, names: Iterable[str]) -> None:
+        """``<old id>_<name>`` is what compose calls a new container until the old one is gone (pkg/compose,
+        convergence.go: recreateContainer). Where it was cut off before it gave the name back, it never does."""
+        states = compose.containers(self.docker, self.project)
+        for state in (state for name in names for state in states.get(name, [])):
+            given = re.fullmatch(r"[0-9a-f]{12}_(.+)", state.name)
+            if given:
+                self.docker.run("rename", state.id, given.group(1), check=False, guarded=True)
+
     def _container_names(self, names: Iterable[str]) -> List[str]:
         """The names that the services' containers have after ``up``: as before, or as compose would form them."""
         found: List[str] = []
@@ -676,7 +690,7 @@ class _Transaction:
         return recovered
 
     def _recover(self, release: Release) -> Release:
-        self.touched = release.state not in ("planning", "making", "pregating")
+        self.touched = self.interrupted = release.state not in ("planning", "making", "pregating")
         self._say("recover", f"release {release.id} was cut off in state {release.state}", release.id)
         pregate.remove(self.docker, self.project)
         self._forget_pregate()
