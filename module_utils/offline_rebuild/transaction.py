@@ -650,19 +650,31 @@ class _Transaction:
         return [{"phase": phase, **entry} for entry in found] + [{"phase": phase, "compose": said.splitlines()}]
 
     def _tag(self, names: Mapping[str, str]) -> None:
-        """``docker tag ID NAME`` for all of them, at the same time."""
+        """``docker tag ID NAME`` for all of them; once more when the engine was away meanwhile.
+
+        :raises OfflineRebuildError: ``tag-failed``.
+        """
+        error = self._tag_once(names)
+        if error is not None and self._engine_was_away():
+            error = self._tag_once(names)
+        if error is not None:
+            raise error
+
+    def _tag_once(self, names: Mapping[str, str]) -> Optional[OfflineRebuildError]:
+        """All at the same time. :returns: what went wrong with the first that failed."""
         work = [
             (name, self.docker.popen("tag", image_id, name, stdout=subprocess.DEVNULL, guarded=True))
             for name, image_id in names.items()
         ]
-        for name, process in work:
-            error = process.communicate()[1]
-            if process.returncode != 0:
-                raise OfflineRebuildError(
+        ended = [(name, process.communicate()[1], process.returncode) for name, process in work]
+        for name, said, rc in ended:
+            if rc != 0:
+                return OfflineRebuildError(
                     "tag-failed",
-                    f"{name} cannot be put on {names[name]}: {error.decode('utf-8', 'replace').strip()}",
+                    f"{name} cannot be put on {names[name]}: {said.decode('utf-8', 'replace').strip()}",
                     "see `docker images` and the disk's free space",
                 )
+        return None
 
     def _images(self, refs: Iterable[str]) -> Set[str]:
         """:returns: the ids of those of the images that exist."""
