@@ -92,7 +92,7 @@ libs=$(ldd /usr/bin/python3 /usr/lib/python3*/lib-dynload/*.so |
     awk '/=> \\// {{print $3}} /^\\t\\// {{print $1}}' | sort -u)
 mkdir -p {FOLDER}/root/usr/bin {FOLDER}/root/tmp
 cp -L /usr/bin/python3 {FOLDER}/root/usr/bin/python3
-cp --parents -r /usr/lib/python3*/ {FOLDER}/root
+cp --parents -a /usr/lib/python3*/ {FOLDER}/root
 for lib in $libs; do cp --parents -L $lib {FOLDER}/root; done
 cp {FOLDER}/busybox {FOLDER}/root/usr/bin/sh
 tar -C {FOLDER}/root -c . | docker import - {BASE} >/dev/null
