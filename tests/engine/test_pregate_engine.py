@@ -156,7 +156,8 @@ def test_a_bad_image_costs_no_request_and_swaps_nothing(shop: Shop, case: str) -
 def test_nothing_finds_the_container_that_is_tried(shop: Shop) -> None:
     """While it runs it has no port, no alias, no fixed address, and compose does not count it."""
     shop.write("src/web/run.sh", "sleep 10000\n")
-    answer = shop.call("kill", state="pregating", after=1.5)
+    runs = "docker inspect -f '{{.State.Running}}' ofr-pg-web-pregate | grep -q true"
+    answer = shop.call("kill", state="pregating", until=runs)
     assert answer["killed"]
     found = json.loads(shop.run(["docker", "inspect", "ofr-pg-web-pregate"]))[0]
     assert found["HostConfig"]["PortBindings"] in ({}, None)

@@ -121,7 +121,8 @@ def op_run(request):
 
 
 def op_kill(request):
-    """Start a run and SIGKILL it ``after`` seconds after the journal first shows ``state``."""
+    """Start a run and SIGKILL it when the journal first shows ``state`` and the shell command ``until`` succeeds (60 s
+    at most), ``after`` seconds later."""
     child = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
@@ -141,6 +142,10 @@ def op_kill(request):
             except (OSError, ValueError, KeyError):
                 continue
             if state == request["state"]:
+                end = time.monotonic() + 60
+                quiet = {"shell": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
+                while subprocess.run(request.get("until", "true"), **quiet).returncode and time.monotonic() < end:
+                    time.sleep(0.05)
                 time.sleep(request.get("after", 0))
                 os.kill(child.pid, signal.SIGKILL)
                 child.wait()
