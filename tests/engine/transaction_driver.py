@@ -23,6 +23,8 @@ from offline_rebuild.cli import Docker
 from offline_rebuild.errors import OfflineRebuildError
 from offline_rebuild.plan import Plan, ServicePlan
 
+#: A release of the journal, and none of the files beside it.
+RELEASES = "*Z-??????.json"
 APPLETS = ("sh", "sleep", "cat", "wget", "httpd", "test", "true", "false", "touch", "kill", "echo", "mkdir", "nc")
 
 
@@ -132,9 +134,9 @@ def op_kill(request):
     child.stdin.write(json.dumps({**request, "op": "run"}).encode())
     child.stdin.close()
     folder = Path(request["options"]["state_dir"], "releases", request["project"])
-    known = {path.name: path.stat().st_ino for path in folder.glob("*Z-*.json")}
+    known = {path.name: path.stat().st_ino for path in folder.glob(RELEASES)}
     while child.poll() is None:
-        for path in folder.glob("*Z-*.json"):
+        for path in folder.glob(RELEASES):
             try:
                 if path.stat().st_ino == known.get(path.name):
                     continue
@@ -149,7 +151,7 @@ def op_kill(request):
                 time.sleep(request.get("after", 0))
                 os.kill(child.pid, signal.SIGKILL)
                 child.wait()
-                left = [json.loads(p.read_text())["state"] for p in folder.glob("*Z-*.json") if "compose" not in p.name]
+                left = [json.loads(p.read_text())["state"] for p in folder.glob(RELEASES)]
                 return {"killed": True, "left": left}
         time.sleep(0.001)
     return {"killed": False, "rc": child.returncode}
