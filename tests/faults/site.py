@@ -24,14 +24,14 @@ COMPOSE = f"""\
 services:
   web:
     build: ./web
-    restart: unless-stopped
+    restart: always
     stop_signal: SIGKILL
     volumes: ["data:/data"]
     ports: ["127.0.0.1:{PORT}:8080"]
   side:
     build: ./side
     command: [sleep, "100000"]
-    restart: unless-stopped
+    restart: always
     stop_signal: SIGKILL
 volumes:
   data:
