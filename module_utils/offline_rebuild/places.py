@@ -4,7 +4,7 @@
   ``LowerDir`` the others from upper to lower).
 * Containerd store with the overlayfs snapshotter: nothing names them, but a running container's mount does. Its
   ``lowerdir`` lists the container's own first layer (moby daemon/containerd: the ``-init`` snapshot) and then the
-  image's, from upper to lower; tried on 26.1 and 28.5. So the layers of every image that runs, and of every image whose
+  image's, from upper to lower; tried on 26.1. So the layers of every image that runs, and of every image whose
   layers are the beginning of such a one, need not be unpacked from their blobs.
 
 Ids are shifted under ``userns-remap`` and rootless engines: their directories are not used.
