@@ -1,6 +1,6 @@
 """A swap with no moment in which nobody serves: the new containers beside the old ones, then the old ones out.
 
-Facts (tried with engines 20.10, 26.1 and 28.5): a container that is disconnected from a network of the default address
+Facts (tried with engine 26.1): a container that is disconnected from a network of the default address
 pool and connected again at once gets the address that it had, since that is the lowest free one; its open connections
 live on, packets of the moment between are sent again. So a container can be taken into the network's names, or out of
 them, while it runs:
