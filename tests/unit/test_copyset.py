@@ -71,6 +71,21 @@ def paths(wanted: CopySet) -> Tuple[List[str], List[str]]:
 
 
 @pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("COPY st*r /n/", "st*r, found by st*r, has a wildcard in its name"),
+        ("COPY l* /n/", "a symbolic link is found by l*"),
+        ("COPY d/q* /n/", "nothing is found by d/q*"),
+        ("COPY [[*]r /n/", "a wildcard in a class"),
+    ],
+)
+def test_a_pattern_that_is_left_to_buildkit(tree: Path, text: str, why: str) -> None:
+    """What the client sends for these is decided by what other instructions ask for."""
+    (tree / "st*r").mkdir()
+    assert why in play(tree, text).unsupported
+
+
+@pytest.mark.parametrize(
     ("text", "entries", "parents"),
     [
         ("COPY a.txt /n/", ["n/a.txt"], ["n"]),
