@@ -639,8 +639,8 @@ def _matches(tree: _Tree, source: str, fail: Callable[[str], Exception]) -> List
     found = _walk(tree, base, "/".join(parts[len(fixed) :]))
     if tree.is_context:
         _check_pattern(source, bool(found), bool(fixed))
-        odd = [path for path in found if _has_wildcards(path)]
-        if odd:  # what is found is sent by its name, which is read as a pattern again
+        odd = [path for path in found if _has_wildcards(path) and tree.entries[path].type != "file"]
+        if odd:  # a directory that is found is sent by its name, which is read as a pattern again
             raise _Unsupported(f"{odd[0]}, found by {source}, has a wildcard in its name")
     followed = [_follow(tree, path, source, fail) for path in found]
     if tree.is_context and any(real != path for path, (real, _) in zip(found, followed)):
