@@ -64,6 +64,12 @@ class Request:
     advise: bool = False
 
     @property
+    def secrets(self) -> List[str]:
+        """:returns: the values of build arguments whose names say that they are secret."""
+        texts = {key: str(value) for key, value in self.build_args.items()}
+        return [value for key, value in texts.items() if is_secret_name(key) and len(value) >= 4]
+
+    @property
     def wishes(self) -> swap.Wishes:
         """:returns: what is set of the services' swap."""
         return swap.Wishes(
@@ -123,7 +129,8 @@ class Outcome:
             result.pop("images", None)
             result["details"] = {name: result.pop(name) for name in ("plan", "release", "timings") if name in result}
             if self.release is not None:
-                result["release"] = {key: self.release[key] for key in ("id", "state", "note")}
+                shown = masked(self.release, self.secrets)
+                result["release"] = {key: shown[key] for key in ("id", "state", "note")}
         return {key: value if key == "release" else mask(value, self.secrets) for key, value in result.items()}
 
 
@@ -166,7 +173,7 @@ def _execute(request: Request, on_event: transaction.OnEvent, secrets: List[str]
     info = later_info.result()
     planner = Planner(docker, project.result(), settings_of(request), set(request.services), store.result())
     secrets += secrets_of(planner.project.raw)
-    secrets += [str(value) for key, value in request.build_args.items() if is_secret_name(key) and len(str(value)) >= 4]
+    secrets += request.secrets
     swap.check_wishes(request.wishes, planner.project)
     health.parse_checks(request.health_checks, planner.project)
     if request.action != "prime":
@@ -377,6 +384,7 @@ def options_of(request: Request) -> transaction.Options:
         keep_releases=request.keep_releases,
         run_time=request.run_time,
         wishes=request.wishes,
+        secrets=tuple(request.secrets),
     )
 
 

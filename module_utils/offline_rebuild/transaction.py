@@ -72,6 +72,7 @@ class Options:
     :param stable: seconds that a container has to have run to pass.
     :param why: for the lock and the audit log.
     :param wishes: what the operator set of the services' swap.
+    :param secrets: values that no journal may show, beside those of the compose files.
     :param rollback_to: for a rollback, the release that is gone back to.
     """
 
@@ -86,6 +87,7 @@ class Options:
     stable: float = 1.0
     why: str = "rebuild"
     wishes: swap.Wishes = field(default_factory=swap.Wishes)
+    secrets: Sequence[str] = ()
     rollback_to: str = ""
 
 
@@ -167,7 +169,8 @@ class _Transaction:
         self.options = options
         self.on_event = on_event
         self.lock = lock
-        self.journal = Journal(options.state_dir, project.name, secrets_of(project.raw))
+        secrets = sorted({*secrets_of(project.raw), *options.secrets}, key=len, reverse=True)  # one may hold another
+        self.journal = Journal(options.state_dir, project.name, secrets)
         self.checks = health.parse_checks(options.health_checks, project)
         self.before: States = {}
         self.after: States = {}

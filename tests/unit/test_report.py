@@ -225,7 +225,8 @@ def test_no_secret_anywhere(text: str) -> None:
 
 
 def test_the_module_masks_by_value_too() -> None:
-    document = release("rolled_back", evidence=[{"phase": "swap", "compose": [f"it said {SECRET} aloud"]}])
+    said = f"it said {SECRET} aloud"
+    document = release("rolled_back", note=said, evidence=[{"phase": "swap", "compose": [said]}])
     result = Outcome(True, f"x {SECRET}", True, plan(), document, secrets=(SECRET,)).to_dict()
     assert SECRET not in json.dumps(result)
     assert result["details"]["release"]["services"]["backend"]["before"] == "sha256:" + "a" * 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from module_utils.offline_rebuild.errors import OfflineRebuildError
 from module_utils.offline_rebuild.lock import Lock
 from module_utils.offline_rebuild.plan import Plan, ServicePlan
 from module_utils.offline_rebuild.release import Release, ServiceRecord
+from module_utils.offline_rebuild.run import Request, options_of
 
 DB = Service("db", "pg:15")
 JOB = Service("job", "shop-job:latest")
@@ -112,3 +114,18 @@ def test_an_image_that_cannot_be_made_ends_the_release_before_anything_is_touche
     written = json.loads(path.read_text())
     assert written["state"] == "failed"
     assert written["note"].startswith("nothing was touched: npm is missing")
+
+
+def test_a_secret_build_argument_is_in_no_journal(tmp_path: Path) -> None:
+    request = Request("/srv", build_args={"NPM_TOKEN": "tok-1234", "LONG_TOKEN": "tok-123456", "VERSION": "1.2.3"})
+    options = replace(options_of(request), state_dir=str(tmp_path))
+
+    def fail(_: ServicePlan) -> str:
+        raise OfflineRebuildError("build-failed", "1.2.3 said tok-1234 and tok-123456")
+
+    plan = Plan("shop", "", "", (ServicePlan("web", "w", "rebuild"),))
+    with pytest.raises(OfflineRebuildError):
+        transaction.run(Docker("/no/such/docker"), PROJECT, plan, fail, options)
+    (path,) = (tmp_path / "releases" / "shop").glob("*.json")
+    assert json.loads(path.read_text())["note"].startswith("nothing was touched: 1.2.3 said *** and ***")
+    assert "tok-1234" not in (tmp_path / "audit.log").read_text()
