@@ -276,7 +276,11 @@ def _triggers_before(analyzer: Analyzer, stage: StageReuse, cut: int) -> Tuple[s
     layer, _ = analyzer.thin(stage.timeline.index)
     if stage.alignment is None:
         return ()
-    state = layer.state if layer is not None else stage.alignment.states[cut]
+    return _own_triggers(stage, layer.state if layer is not None else stage.alignment.states[cut], cut)
+
+
+def _own_triggers(stage: StageReuse, state: State, cut: int) -> Tuple[str, ...]:
+    """The triggers in a state at a cut that lies in the last stage of the chain; none at any other."""
     own = cut > 0 and stage.timeline.steps[cut - 1].stage == stage.timeline.chain[-1]
     return tuple(state.config.get("OnBuild") or ()) if own else ()
 
@@ -331,9 +335,8 @@ def derive_overlay(
                 lines.append(_rewritten(step, {}, analyzer, tags))
         blocks.append("\n".join(lines))
         origin, lines = name, []
-    own = start > 0 and steps[start - 1].stage == stage.timeline.chain[-1]
-    triggers = tuple(state.config.get("OnBuild") or ()) if own else ()
-    return Derived("\n".join([*_directives(analyzer), *blocks]) + "\n", (made,), tags, origin, onbuild=triggers)
+    text = "\n".join([*_directives(analyzer), *blocks]) + "\n"
+    return Derived(text, (made,), tags, origin, onbuild=_own_triggers(stage, state, start))
 
 
 def _directives(analyzer: Analyzer) -> List[str]:

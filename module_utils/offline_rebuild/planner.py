@@ -250,7 +250,7 @@ class Planner:
 
         assert service.build is not None
         settings = self.settings
-        labels = {**service.build.labels, **dict.fromkeys(self._gone_labels(service.build, analyzer))}
+        labels = self._overlay_labels(service.build, analyzer)
         try:
             return plan_overlay(analyzer, settings.dependency_files, settings.overlay_run, labels), ""
         except Refused as reason:
@@ -284,6 +284,10 @@ class Planner:
         images += [target.alignment.image] if target.alignment is not None else []
         known = [r for image in images if image is not None for r in self.records.of(image.id, image.config_digest)]
         return droppable(target, {key for record in known for key in record.labels} - set(build.labels))
+
+    def _overlay_labels(self, build: Build, analyzer: Analyzer) -> Dict[str, Optional[str]]:
+        """:returns: the compose file's labels as they are to be; without a value those that go."""
+        return {**build.labels, **dict.fromkeys(self._gone_labels(build, analyzer))}
 
     def _other_labels(self, build: Build, analyzer: Analyzer) -> List[str]:
         """:returns: labels that the image does not have as the compose file gives them, or has and should not."""
@@ -447,14 +451,15 @@ class Planner:
         overlay, why_not = self._overlay(analyzer, service)
         if overlay is None:
             raise OfflineRebuildError("plan-stale", f"there is no overlay any more: {why_not}", "run again")
-        labels = {**build.labels, **dict.fromkeys(self._gone_labels(build, analyzer))}
+        labels = self._overlay_labels(build, analyzer)
         with self._folder() as folder:
             derived = derive_overlay(
                 analyzer, overlay.stage, overlay.layer, overlay.again, self.run_time, folder, labels
             )
             graft.load(self.store, derived.grafts[0])
         image_id = self._built(service, analyzer, derived)
-        self._unchanged_since(analyzer)
+        if derived.final is not None:  # after a build it has been looked at
+            self._unchanged_since(analyzer)
         image = self.store.find(image_id)
         if image is not None:
             about = {
