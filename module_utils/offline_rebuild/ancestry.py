@@ -226,7 +226,8 @@ def _at(
             ):
                 position += 1
             if position >= len(image.history) or not (
-                matches(image.history[position], outcome, step, workdir) and is_certain(image, position, outcome)
+                matches(image.history[position], outcome, step, workdir)
+                and is_certain(image, position, outcome, build.labels)
             ):
                 matching = False
                 continue

@@ -92,17 +92,18 @@ def _matches_classic(text: str, has_layer: bool, outcome: Outcome, step: Step, w
     return text.strip() in outcome.created_by
 
 
-def is_certain(image: Image, position: int, outcome: Outcome) -> bool:
+def is_certain(image: Image, position: int, outcome: Outcome, labels: FrozenSet[str] = frozenset()) -> bool:
     """Whether a matching text can only stem from this instruction, as far as a RUN after it would see.
 
     ENV and SHELL are written without quotes: ``ENV a="1 b=2"`` and ``ENV a=1 b=2`` leave the same text. The image's
     final config tells them apart, for what no later entry changed.
 
     :param position: the number of the matching entry.
+    :param labels: keys that the build is given besides the Dockerfile: the final config has those values.
     """
     keyword = outcome.expanded.keyword
     if keyword in ("LABEL", "VOLUME", "HEALTHCHECK"):
-        return _is_certain_at_end(image, position, outcome)
+        return _is_certain_at_end(image, position, outcome, labels)
     if keyword not in ("ENV", "SHELL"):
         return True
     later = {(field, key) for entry in image.history[position + 1 :] for field, key, _ in touches(entry)}
@@ -232,12 +233,15 @@ def _explained(config: Mapping[str, Any], values: Mapping[Tuple[str, str], Any],
     return (value or None) == final
 
 
-def _is_certain_at_end(image: Image, position: int, outcome: Outcome) -> bool:
+def _is_certain_at_end(image: Image, position: int, outcome: Outcome, labels: FrozenSet[str]) -> bool:
     """LABEL, VOLUME and HEALTHCHECK matter in the final config only: what no later entry changed must be in it."""
     later = {(field, key) for entry in image.history[position + 1 :] for field, key, _ in touches(entry)}
     final = image.config.get("config") or {}
     instruction = outcome.expanded
     if instruction.keyword == "LABEL":
+        pairs = instruction.pairs
+        if len(pairs) == 1 and pairs[0][0] in labels and not _PAIR.search(pairs[0][1] or ""):
+            return True
         have = final.get("Labels") or {}
         return all(have.get(key) == (value or "") for key, value in instruction.pairs if ("Labels", key) not in later)
     if instruction.keyword == "VOLUME":

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, AbstractSet, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, AbstractSet, Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from . import compose, graft
 from .ancestry import align
@@ -20,7 +20,7 @@ from .cli import CommandFailed, Docker, parse_version
 from .compose import Build, Project, Service
 from .context import Context, diff
 from .derive import Derived, blocked_reason, derive, derive_overlay, droppable, remaining, way_of, with_triggers
-from .dockerfile import parse
+from .dockerfile import Dockerfile, parse
 from .errors import OfflineRebuildError
 from .files import write_atomic
 from .ignorefile import load as load_ignore
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .overlay import Overlay
 
 __all__ = ["Planner", "Settings", "image_store"]
+
+_TARGET_STAGE = "TARGETSTAGE"
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,8 @@ class Planner:
             missing = self._other_labels(service.build, analyzer)
             if not missing:
                 return common
-            return replace(common, action="rebuild", way="graft", reasons=(f"labels changed: {', '.join(missing)}",))
+            common = replace(common, way="graft", reasons=(f"labels changed: {', '.join(missing)}",))
+            return self._labels_judged(replace(common, action="rebuild"), service.build, analyzer)
         reason, remedy = blocked_reason(analyzer)
         if reason:
             said = [reason, f"remedy: {remedy}"]
@@ -217,7 +220,21 @@ class Planner:
         way = way_of(analyzer)
         if not reasons:
             reasons = (f"{found.name if found else service.image} holds this tree, {service.image} is another image",)
-        return replace(common, action="rebuild", way=way, reasons=reasons)
+        planned = replace(common, action="rebuild", way=way, reasons=reasons)
+        return self._labels_judged(planned, service.build, analyzer)
+
+    def _labels_judged(self, planned: ServicePlan, build: Build, analyzer: Analyzer) -> ServicePlan:
+        """A label that goes shows the base's again, if it has one: of a base that is absent, none is known."""
+        target = analyzer.stage(analyzer.target)
+        gone = self._gone_labels(build, analyzer)
+        if not gone or target.alignment is None or target.base is not None or target.timeline.base == "scratch":
+            return planned
+        assumed = (*planned.assumed, *(f"FROM {target.timeline.base}: it sets no label {key}" for key in gone))
+        if self.settings.evidence != "assumed":
+            said = f"no evidence ({'; '.join(assumed)}), and offline_rebuild_evidence is {self.settings.evidence}"
+            remedy = f"remedy: bring the image {target.timeline.base} here"
+            return replace(planned, action="blocked", way="", reasons=(said, remedy), assumed=assumed)
+        return replace(planned, evidence="assumed", assumed=assumed)
 
     def _first_change(self, analyzer: Analyzer) -> Tuple[Optional[Start], str, Tuple[str, ...], Tuple[Any, ...]]:
         """Where the build starts: the first instruction, in the order of the stages, that has to run."""
@@ -277,25 +294,33 @@ class Planner:
             return replace(planned, action="unchanged", way="")
         return planned
 
-    def _gone_labels(self, build: Build, analyzer: Analyzer) -> List[str]:
+    def _lost_labels(self, build: Build, analyzer: Analyzer) -> Set[str]:
         """Labels that the compose file gave an image of this service, by its record, and no longer gives."""
         target = analyzer.stage(analyzer.target)
         images = [self.store.find(name) for name in analyzer.preferred]
         images += [target.alignment.image] if target.alignment is not None else []
         known = [r for image in images if image is not None for r in self.records.of(image.id, image.config_digest)]
-        return droppable(target, {key for record in known for key in record.labels} - set(build.labels))
+        return {key for record in known for key in record.labels} - set(build.labels)
+
+    def _gone_labels(self, build: Build, analyzer: Analyzer) -> List[str]:
+        """Those of the lost labels that nothing else sets."""
+        return droppable(analyzer.stage(analyzer.target), self._lost_labels(build, analyzer))
 
     def _overlay_labels(self, build: Build, analyzer: Analyzer) -> Dict[str, Optional[str]]:
         """:returns: the compose file's labels as they are to be; without a value those that go."""
         return {**build.labels, **dict.fromkeys(self._gone_labels(build, analyzer))}
 
     def _other_labels(self, build: Build, analyzer: Analyzer) -> List[str]:
-        """:returns: labels that the image does not have as the compose file gives them, or has and should not."""
+        """Labels that the image does not have as a build would give them, or has and should not."""
         target = analyzer.stage(analyzer.target)
         assert target.alignment is not None
         have = (target.alignment.image.config.get("config") or {}).get("Labels") or {}
-        wrong = {key for key, value in build.labels.items() if have.get(key) != value}
-        return sorted(wrong | {key for key in self._gone_labels(build, analyzer) if key in have})
+        wanted: Dict[str, Optional[str]] = dict(build.labels)
+        below = target.alignment.states[-1].config.get("Labels") or {}
+        gone = set(self._gone_labels(build, analyzer))
+        for key in self._lost_labels(build, analyzer):
+            wanted[key] = None if key in gone else below.get(key)
+        return sorted(key for key, value in wanted.items() if have.get(key) != value)
 
     # -- analysis -----------------------------------------------------------------------------------------------------
 
@@ -315,7 +340,16 @@ class Planner:
         args.update(self.settings.build_args)
         engine = self.store.info.platform
         wanted = build.platforms[0] if build.platforms else str(service.raw.get("platform") or engine)
-        parsed = BuildInput(parse(source, build.dockerfile), args, wanted, engine, build.target or "")
+        dockerfile = parse(source, build.dockerfile)
+        knows = _knows_target_stage(self.store.info.version)
+        if knows is None and _asks_target_stage(dockerfile, args):
+            raise OfflineRebuildError(
+                "build-unsupported",
+                f"{build.dockerfile}: whether Docker {self.store.info.version} has a value for TARGETSTAGE is unknown",
+                f"give service {service.name} the build argument TARGETSTAGE",
+            )
+        labels = frozenset(build.labels)
+        parsed = BuildInput(dockerfile, args, wanted, engine, build.target or "", bool(knows), labels)
         return Analyzer(
             parsed,
             context,
@@ -516,10 +550,13 @@ class Planner:
             try:
                 self.docker.run(*argv, build.context, env={"DOCKER_BUILDKIT": "1"}, guarded=True)
             except CommandFailed as failed:
+                tail, remedy = _build_tail(failed.result.stderr), ""
+                if "invalid UTF-8" in tail:
+                    remedy = _rename_remedy(analyzer.context.manifest())
                 raise OfflineRebuildError(
                     "build-failed",
-                    f"the build of service {service.name} failed:\n{_build_tail(failed.result.stderr)}",
-                    "mend the instruction, or build the image on a connected machine and bring it in",
+                    f"the build of service {service.name} failed:\n{tail}",
+                    remedy or "mend the instruction, or build the image on a connected machine and bring it in",
                     file=analyzer.build.dockerfile.file,
                 ) from None
 
@@ -657,18 +694,30 @@ def _check_build(service: Service, build: Build) -> None:
         )
 
 
-def _target_stage(analyzer: Analyzer, text: str) -> List[str]:
-    """TARGETSTAGE as BuildKit has it for the whole Dockerfile: in the derived one the target has another name.
+def _knows_target_stage(version: str) -> Optional[bool]:
+    """:returns: whether an engine's BuildKit predefines TARGETSTAGE, None where it was not tried: 20.10 and 26.1 leave
+    it empty, 28.5 gives the target's name."""
+    major = version.partition(".")[0]
+    if not major.isdigit() or 26 < int(major) < 28:
+        return None
+    return int(major) >= 28
 
-    An ARG that gives it a default is left alone: a build argument would override that.
-    """
-    name = "TARGETSTAGE"
-    dockerfile = analyzer.build.dockerfile
+
+def _asks_target_stage(dockerfile: Dockerfile, args: Mapping[str, str]) -> bool:
+    """:returns: whether the predefined value of TARGETSTAGE may reach a build. An ARG that gives it a default is left
+    alone: a build argument would override that."""
     every = [*dockerfile.meta_args, *(i for stage in dockerfile.stages for i in stage.instructions)]
-    defaults = any(i.keyword == "ARG" and key == name and value is not None for i in every for key, value in i.pairs)
-    if name not in text or name in analyzer.build.args or defaults:
+    values = [value for i in every if i.keyword == "ARG" for key, value in i.pairs if key == _TARGET_STAGE]
+    in_from = any(_TARGET_STAGE in f"{stage.base} {stage.platform}" for stage in dockerfile.stages)
+    return _TARGET_STAGE not in args and all(value is None for value in values) and (bool(values) or in_from)
+
+
+def _target_stage(analyzer: Analyzer, text: str) -> List[str]:
+    """TARGETSTAGE as BuildKit has it for the whole Dockerfile: in the derived one the target has another name."""
+    build = analyzer.build
+    if _TARGET_STAGE not in text or not build.target_stage or not _asks_target_stage(build.dockerfile, build.args):
         return []
-    return ["--build-arg", f"{name}={analyzer.outer[name]}"]
+    return ["--build-arg", f"{_TARGET_STAGE}={analyzer.outer[_TARGET_STAGE]}"]
 
 
 def _build_flags(build: Build, project: Project) -> List[str]:
@@ -705,6 +754,13 @@ def _inputs(analyzer: Analyzer, build: Build) -> str:
 def _read(path: str) -> bytes:
     with open(path, "rb") as handle:
         return handle.read()
+
+
+def _rename_remedy(context: Iterable[str]) -> str:
+    """Later engines send names as UTF-8 to the builder, and can build nothing from a context with others."""
+    odd = next((path for path in context if any("\udc80" <= char <= "\udcff" for char in path)), "")
+    what = repr(odd.encode("utf-8", "surrogateescape"))[1:]
+    return f"this engine builds from names in UTF-8 only: rename {what}, or name it in the ignore file" if odd else ""
 
 
 def _build_tail(stderr: str, lines: int = 25) -> str:

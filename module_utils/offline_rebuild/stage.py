@@ -85,6 +85,8 @@ class BuildInput:
     :param platform: ``os/arch[/variant]`` of the target.
     :param host_platform: the same of the machine that builds.
     :param target: stage name or number, ``""`` for the last one.
+    :param target_stage: whether the engine's BuildKit predefines TARGETSTAGE (28.5 does, 26.1 does not).
+    :param labels: keys of the labels that the result is given besides the Dockerfile's.
     """
 
     dockerfile: Dockerfile
@@ -92,6 +94,8 @@ class BuildInput:
     platform: str
     host_platform: str
     target: str = ""
+    target_stage: bool = True
+    labels: FrozenSet[str] = frozenset()
 
     @property
     def lexer(self) -> Lexer:
@@ -109,7 +113,8 @@ def _platform_args(build: BuildInput) -> Dict[str, str]:
     target = build.target
     if not target and build.dockerfile.stages:
         target = build.dockerfile.stages[-1].name
-    values["TARGETSTAGE"] = target or "default"
+    if build.target_stage:
+        values["TARGETSTAGE"] = target or "default"
     return {key: build.args.get(key, value) for key, value in values.items()}
 
 

@@ -31,6 +31,7 @@ class Edit:
     do: list[dict[str, Any]]
     expect: dict[str, Any]
     args: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
     target: str = ""
     dockerfile_lines: list[str] = field(default_factory=list)
 
@@ -44,7 +45,6 @@ class Case:
     name: str
     directory: Path
     prepare: list[dict[str, Any]]
-    args: dict[str, str]
     target: str
     dockerfile: str
     secrets: dict[str, str]
@@ -74,20 +74,25 @@ def load_cases(names: list[str] | None = None, engine: str = "") -> list[Case]:
 def _case(path: Path) -> Case:
     raw = yaml.safe_load(path.read_text("utf-8"))
     fields = {
-        "about", "prepare", "args", "target", "dockerfile", "secrets", "exports", "engines", "compose", "observed",
-        "modes", "untouched", "edits",
+        "about", "prepare", "args", "labels", "target", "dockerfile", "secrets", "exports", "engines", "compose",
+        "observed", "modes", "untouched", "edits",
     }  # fmt: skip
     if set(raw) - fields:
         raise CorpusError(f"{path}: unknown keys {sorted(set(raw) - fields)}")
     args = {key: str(value) for key, value in (raw.get("args") or {}).items()}
     target = raw.get("target", "")
     untouched = raw.get("untouched") or {"reuse": "unchanged"}
-    edits = [Edit("untouched", [], untouched, dict(args), target)]
+    labels = {key: str(value) for key, value in (raw.get("labels") or {}).items()}
+    edits = [Edit("untouched", [], untouched, dict(args), dict(labels), target)]
     for entry in raw["edits"]:
-        edit = Edit(entry["name"], list(entry["do"]), dict(entry["expect"]), dict(args), target)
+        edit = Edit(entry["name"], list(entry["do"]), dict(entry["expect"]), dict(args), dict(labels), target)
         for action in edit.do:
             if "arg" in action:
                 edit.args[action["arg"]] = str(action["value"])
+            elif "label" in action:
+                edit.labels.pop(action["label"], None)
+                if "value" in action:
+                    edit.labels[action["label"]] = str(action["value"])
             elif "target" in action:
                 edit.target = action["target"]
         edits.append(edit)
@@ -95,7 +100,6 @@ def _case(path: Path) -> Case:
         name=path.parent.name,
         directory=path.parent,
         prepare=list(raw.get("prepare") or []),
-        args=args,
         target=target,
         dockerfile=raw.get("dockerfile", "Dockerfile"),
         secrets=dict(raw.get("secrets") or {}),
@@ -145,6 +149,8 @@ def compose_text(case: Case) -> str:
             "dockerfile": case.dockerfile,
             "args": edit.args,
         }
+        if edit.labels:
+            build["labels"] = edit.labels
         if edit.target:
             build["target"] = edit.target
         if case.secrets:
@@ -248,5 +254,6 @@ _ACTIONS = {
     "mkdir": _mkdir,
     "archive": _archive,
     "arg": lambda tree, action: None,  # noqa: ARG005  (in the build, not in the tree)
+    "label": lambda tree, action: None,  # noqa: ARG005
     "target": lambda tree, action: None,  # noqa: ARG005
 }

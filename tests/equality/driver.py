@@ -119,6 +119,8 @@ def build_argv(job: dict[str, Any]) -> list[str]:
     argv = ["build", "--progress=plain", "-t", job["tag"], "-f", os.path.join(job["context"], job["dockerfile"])]
     for key, value in job["args"].items():
         argv += ["--build-arg", f"{key}={value}"]
+    for key, value in job["labels"].items():
+        argv += ["--label", f"{key}={value}"]
     for name, path in job["secrets"].items():
         argv += ["--secret", f"id={name},src={os.path.join(job['context'], path)}"]
     if job["target"]:

@@ -227,6 +227,7 @@ def _job(case: Case, edit: Edit, **more: Any) -> dict[str, Any]:
         "context": f"{REMOTE}/{case.name}/{case.name}-{edit.name}",
         "dockerfile": case.dockerfile,
         "args": edit.args,
+        "labels": edit.labels,
         "secrets": case.secrets,
         "target": edit.target,
         **more,
@@ -335,14 +336,20 @@ def _judge(
         yield from _judge_fresh(case, edit, plan)
         if edit.expect.get("hidden"):
             return
-    elif recorded and plan["reused"] and plan["evidence"] != "recorded":
-        yield "evidence", f"the tree was recorded and the plan says {plan['evidence']}"
+    elif recorded and plan["reused"] and (plan["evidence"], *plan["assumed"]) != _due_evidence(edit):
+        yield "evidence", f"the tree was recorded and the plan says {plan['evidence']}: {plan['assumed']}"
     yield from _judge_start(case, edit, mode, plan)
 
 
 def _recorded(offline: dict[str, Any]) -> bool:
     """Whether ``prime`` recorded the untouched tree: it does so only if the image proves all of it."""
     return any(written and not why for _, written, why in offline["prime"].get("primed", []))
+
+
+def _due_evidence(edit: Edit) -> tuple[str, ...]:
+    """What a plan says of a tree that was recorded, and all that it assumes in spite of that."""
+    assumed = edit.expect.get("primed_assumed") or []
+    return ("assumed" if assumed else "recorded", *assumed)
 
 
 def _judge_refused(edit: Edit, plan: dict[str, Any]) -> Iterable[tuple[str, str]]:
