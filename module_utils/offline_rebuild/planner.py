@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, AbstractSet, Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from . import compose, graft
+from .ahead import Ahead
 from .ancestry import align
 from .cli import CommandFailed, Docker, parse_version
 from .compose import Build, Project, Service
@@ -89,8 +90,10 @@ class Planner:
         settings: Settings,
         wanted: Optional[AbstractSet[str]] = None,
         store: Optional[ImageStore] = None,
+        ahead: Optional[Ahead] = None,
     ) -> None:
         self.docker = docker
+        self._ahead = ahead
         self.project = project
         self.services = [s for s in project.services if not wanted or s.name in wanted]
         self.settings = settings
@@ -137,6 +140,8 @@ class Planner:
         if changed:
             found = later_containers.result()
             services = [self._with_manner(s, found, changed) if s.changed else s for s in services]
+        if self._ahead is not None:
+            self._ahead.remember({s.name: self._scanned_by(s.build) for s in self.services if s.build is not None})
         return Plan(self.project.name, self.store.info.version, self.store.info.store, tuple(services))
 
     def _with_manner(
@@ -390,16 +395,23 @@ class Planner:
                 raise OfflineRebuildError(
                     "context-missing", "the build context is not a folder", "set build.context", file=build.context
                 )
-            # The CLI up to 20.10 sends the context by rules of its own; buildx, which later ones call, by others.
-            classic = parse_version(self.store.info.client_version) < (23,)
-            dockerfile = build.dockerfile or os.path.join(build.context, "Dockerfile")
-            ignore = load_ignore(build.context, dockerfile, classic)
-            index = StatIndex.for_context(
-                self.settings.state_dir, build.context, ignore.file, readonly=not self.settings.may_write
-            )
+            where = self._scanned_by(build)
+            ignore = load_ignore(*where)
             self._ignored[key] = _read(ignore.file) if ignore.file else None  # as the plan saw it
-            self._contexts[key] = Context(build.context, ignore, index)
+            scanned = self._ahead.take(*where, ignore) if self._ahead is not None else None
+            if scanned is None:
+                index = StatIndex.for_context(
+                    self.settings.state_dir, build.context, ignore.file, readonly=not self.settings.may_write
+                )
+                scanned = Context(build.context, ignore, index)
+            self._contexts[key] = scanned
         return self._contexts[key]
+
+    def _scanned_by(self, build: Build) -> Tuple[str, str, bool]:
+        """:returns: context, Dockerfile, and whether the ignore file is read as by the CLI up to 20.10, which sends the
+        context by rules of its own; buildx, which later ones call, by others."""
+        dockerfile = build.dockerfile or os.path.join(build.context, "Dockerfile")
+        return build.context, dockerfile, parse_version(self.store.info.client_version) < (23,)
 
     def reader(self, image: Image) -> LayerReader:
         """:returns: the reader of an image's layers."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from . import compose, health, rollback, swap, transaction
+from .ahead import Ahead
 from .cli import Docker, EngineInfo, parse_version
 from .compose import Project
 from .errors import OfflineRebuildError
@@ -167,11 +168,13 @@ def _execute(request: Request, on_event: transaction.OnEvent, secrets: List[str]
     if request.action == "preflight" and request.project_pushed:
         _room(docker.require(), request)
         return Outcome(False, "ready, as far as can be said before the project is sent")
-    store = Later(lambda: image_store(docker, settings_of(request)))
+    settings = settings_of(request)
+    store = Later(lambda: image_store(docker, settings))
     later_info = Later(docker.require)
     project = Later(lambda: open_project(docker, request))
+    ahead = ahead_of(request)
     info = later_info.result()
-    planner = Planner(docker, project.result(), settings_of(request), set(request.services), store.result())
+    planner = Planner(docker, project.result(), settings, set(request.services), store.result(), ahead)
     secrets += secrets_of(planner.project.raw)
     secrets += request.secrets
     swap.check_wishes(request.wishes, planner.project)
@@ -402,6 +405,13 @@ def settings_of(request: Request) -> Settings:
         run_time=request.run_time,
         wishes=request.wishes,
     )
+
+
+def ahead_of(request: Request) -> Ahead:
+    """:returns: the scans of what the last run of this project scanned."""
+    files = [*request.compose_files, "", *request.env_files, "", *request.profiles, "", request.project_name or ""]
+    writes = settings_of(request).may_write
+    return Ahead(request.state_dir, [request.project_src, *files], set(request.services), writes)
 
 
 def _prime(planner: Planner) -> Outcome:

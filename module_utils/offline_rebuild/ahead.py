@@ -1,0 +1,95 @@
+"""Scanning what the last run scanned while the CLI is asked what the project is.
+
+Which build contexts a project has is known only when ``docker compose config`` has answered, and until then there is
+nothing to do but wait. The contexts of the last run are remembered in the state directory; nearly always they are those
+of this run, too. A scan that turns out to be of another context, to have gone by another ignore file, to be old or to
+have failed is not used: the planner then scans as if there had been none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from typing import AbstractSet, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from .context import Context
+from .errors import OfflineRebuildError
+from .files import write_atomic
+from .ignorefile import IgnoreFile
+from .ignorefile import load as load_ignore
+from .later import Later
+from .statindex import StatIndex
+
+__all__ = ["Ahead"]
+
+#: Seconds after which a finished scan counts as old.
+MOST_AGE = 2.0
+#: Context, Dockerfile, and whether the ignore file is read as the CLI up to 20.10 does.
+Remembered = Tuple[str, str, bool]
+
+
+class Ahead:
+    """The scans of one project's contexts, started at once in a thread.
+
+    :param state_dir: the state directory; the contexts are remembered below ``index/``.
+    :param what: all that names the project: its folder, compose files, name.
+    :param services: those that the run is for; all if empty.
+    :param may_write: whether stat indexes, and the contexts of this run, may be written (not in check mode).
+    """
+
+    def __init__(
+        self, state_dir: str, what: Sequence[str], services: AbstractSet[str] = frozenset(), may_write: bool = False
+    ) -> None:
+        self._state_dir = state_dir
+        self._may_write = may_write
+        name = hashlib.sha256("\0".join(what).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        self._path = os.path.join(state_dir, "index", name + ".contexts")
+        self._known = _read(self._path)
+        self._ended: Dict[Remembered, float] = {}
+        wanted = [entry for service, entry in self._known.items() if not services or service in services]
+        self._later: Optional[Later[Dict[Remembered, Context]]] = Later(lambda: self._scan(wanted)) if wanted else None
+
+    def _scan(self, wanted: Sequence[Remembered]) -> Dict[Remembered, Context]:
+        found: Dict[Remembered, Context] = {}
+        for context, dockerfile, classic in dict.fromkeys(wanted):
+            with contextlib.suppress(OfflineRebuildError, OSError):  # said by the planner, if it comes to it
+                ignore = load_ignore(context, dockerfile, classic)
+                index = StatIndex.for_context(self._state_dir, context, ignore.file, readonly=not self._may_write)
+                scanned = Context(context, ignore, index)
+                scanned.manifest()
+                found[(context, dockerfile, classic)] = scanned
+                self._ended[(context, dockerfile, classic)] = time.monotonic()
+        return found
+
+    def take(self, context: str, dockerfile: str, classic: bool, ignore: IgnoreFile) -> Optional[Context]:
+        """:returns: the context, scanned, if it was scanned by the same rules just now. It is handed out once."""
+        if self._later is None:
+            return None
+        key = (context, dockerfile, classic)
+        scanned = self._later.result().pop(key, None)
+        if scanned is None or time.monotonic() - self._ended[key] > MOST_AGE:
+            return None
+        return scanned if _rules(scanned.ignore) == _rules(ignore) else None
+
+    def remember(self, contexts: Mapping[str, Remembered]) -> None:
+        """Remember the contexts of this run's services, beside those of services that it was not for."""
+        known = {**self._known, **contexts}
+        if self._may_write and known != self._known:
+            write_atomic(self._path, json.dumps(known, sort_keys=True).encode())
+
+
+def _rules(ignore: IgnoreFile) -> Tuple[object, ...]:
+    return (ignore.file, *((pattern.exception, pattern.text) for pattern in ignore.patterns))
+
+
+def _read(path: str) -> Dict[str, Remembered]:
+    try:
+        with open(path, "rb") as stream:
+            known: Dict[str, List[object]] = json.loads(stream.read())
+        found = {name: (str(at), str(dockerfile), bool(classic)) for name, (at, dockerfile, classic) in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return found
