@@ -19,7 +19,6 @@ import re
 import stat
 import sys
 import time
-from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Set, Tuple
 
 from .errors import OfflineRebuildError
@@ -55,8 +54,7 @@ _FORMAT_BITS = 0o170000
 _UTF8 = sys.getfilesystemencoding().lower().replace("-", "") == "utf8"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One path of a context.
 
     :ivar type: ``file``, ``dir``, ``symlink``, ``fifo``, ``socket``, ``char`` or ``block``. (COPY makes an empty
@@ -75,7 +73,16 @@ class Entry:
     link: Optional[str] = None
     digest: Optional[str] = None
     xattrs: Tuple[Tuple[str, str], ...] = ()
-    mtime_ns: int = field(default=0, compare=False)
+    mtime_ns: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entry) and self[:-1] == other[:-1]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:-1])
 
 
 class Change(NamedTuple):
@@ -850,7 +857,7 @@ class WithModes:
     def stat_entries(self, prefix: str = "") -> Iterator[Tuple[str, Entry]]:
         """As :meth:`Context.stat_entries`."""
         for path, entry in self.context.stat_entries(prefix):
-            yield path, replace(entry, mode=self.modes[path]) if path in self.modes else entry
+            yield path, entry._replace(mode=self.modes[path]) if path in self.modes else entry
 
     def manifest(self) -> Manifest:
         """The context's manifest with these modes."""

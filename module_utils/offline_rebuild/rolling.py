@@ -26,6 +26,9 @@ __all__ = ["DRAIN", "addresses", "connected", "drain", "enter", "is_whole", "lea
 
 #: Seconds to wait until nobody is connected to an old container, before it is stopped in any case.
 DRAIN = 10.0
+#: Seconds to wait in any case. Who asked for a connection in the moment between the two is not heard, and asks again
+#: after a second (RFC 6298, 2.1): the old container has to be there to answer.
+LEAST = 1.2
 _ESTABLISHED = "01"
 _LISTEN = "0A"
 
@@ -80,15 +83,17 @@ def _reconnect(docker: Docker, container: str, network: str, aliases: Sequence[s
     docker.run("network", "connect", *named, network, container, guarded=True)
 
 
-def drain(pids: Sequence[int], seconds: float = DRAIN) -> bool:
+def drain(pids: Sequence[int], seconds: float = DRAIN, least: float = LEAST) -> bool:
     """Wait until nobody is connected to the containers any more.
 
     :param pids: a process of each container.
+    :param least: seconds to wait although nobody is.
     :returns: whether that came about in time.
     """
-    end = time.monotonic() + seconds
+    began = time.monotonic()
+    end = began + seconds
     quiet = 0
-    while quiet < 3:
+    while quiet < 3 or time.monotonic() < began + least:
         quiet = 0 if any(connected(pid) for pid in pids) else quiet + 1
         if time.monotonic() > end:
             return False
