@@ -18,9 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, TextIO, Tuple, Union
 
 from . import messages, render
+from .cli import Docker
 from .errors import OfflineRebuildError
+from .image import ImageStore
+from .planner import image_store
 from .release import Journal, mask, secrets_of
-from .run import Outcome, Request, execute, survey
+from .run import Outcome, Request, execute, of_system, settings_of, survey
 
 __all__ = ["COMMANDS", "Answer", "Command", "exit_code_of", "help_text", "main", "parse", "request_of"]
 
@@ -84,6 +87,8 @@ OPTIONS: Mapping[str, Option] = {
     "check": Option(("--check",), "flag"),
     "lines": Option(("-n", "--lines"), "number", "N"),
     "since": Option(("--since",), meta="TIME"),
+    "receiver": Option(("--for",), meta="FILE"),
+    "output": Option(("-o", "--output"), meta="FILE"),
     "json": Option(("--json",), "flag"),
     "options": Option(("--options",), meta="FILE"),
     "help": Option(("-h", "--help"), "flag"),
@@ -111,7 +116,8 @@ class Command:
     """A command.
 
     :param act: given the parsed options and a function that tells of progress.
-    :param arguments: what its arguments are: ``services``, ``releases`` or ``archives`` (paths).
+    :param arguments: what its arguments are: ``services``, ``releases``, ``archives`` (paths), ``names`` of images, or
+        ``nothing``.
     :param swaps: whether it may swap services.
     """
 
@@ -222,6 +228,40 @@ def _import(given: argparse.Namespace, _say: Say) -> Answer:
     return Answer(DONE, found, [*render.table(rows), found["msg"]])
 
 
+def _holdings(given: argparse.Namespace, _say: Say) -> Answer:
+    from .delta import holdings
+
+    if given.arguments:
+        raise OfflineRebuildError("usage", f"holdings takes no argument ({given.arguments[0]!r})", "leave it out")
+    found = {"holdings": holdings(_store(given)).to_dict()}
+    return Answer(DONE, found, [json.dumps(found["holdings"])])
+
+
+def _delta(given: argparse.Namespace, _say: Say) -> Answer:
+    from .delta import make, read_holdings
+
+    if not (given.arguments and given.receiver and given.output):
+        raise OfflineRebuildError("usage", "images, --for or --output is missing", "delta NAME ... --for FILE -o FILE")
+    try:
+        with open(given.receiver, encoding="utf-8", errors="surrogateescape") as stream:
+            there = read_holdings(stream.read(), given.receiver)
+    except OSError as error:
+        raise of_system(error) from None
+    made = make(_store(given), given.arguments, there, os.path.abspath(given.output))
+    lines = [
+        f"{part.ref}: {len(part.carried)} of {len(part.layers)} layers go along"
+        + ("" if part.left_out else "; the receiver has none of them, it is the whole image")
+        for part in made.parts
+    ]
+    return Answer(DONE, {"delta": made.to_dict()}, [*lines, f"{given.output}: {made.size} bytes"])
+
+
+def _store(given: argparse.Namespace) -> ImageStore:
+    docker = Docker()
+    docker.require(compose=None)
+    return image_store(docker, settings_of(request_of(given, check=True)))
+
+
 def _status(given: argparse.Namespace, _say: Say) -> Answer:
     from .status import status
 
@@ -275,6 +315,8 @@ COMMANDS: Mapping[str, Command] = {
     "rebuild": Command(_rebuild, (*_RUN, "diff"), swaps=True),
     "rollback": Command(_rollback, (*_PROJECT, *_GATED, "check", "diff"), "releases", swaps=True),
     "import": Command(_import, ("state_dir", "check"), "archives"),
+    "holdings": Command(_holdings, ("state_dir",), "nothing"),
+    "delta": Command(_delta, ("receiver", "output", "state_dir"), "names"),
     "status": Command(_status, _PROJECT),
     "layers": Command(_layers, _BUILD),
     "context": Command(_context, _PROJECT),
@@ -328,7 +370,7 @@ def parse(argv: Sequence[str], program: str) -> Tuple[Optional[str], argparse.Na
     parser.add_argument("arguments", nargs="*")
     given = parser.parse_intermixed_args(_with_files(rest, parser.prog))
     for word in given.arguments:
-        if command.arguments != "archives" and not re.match(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", word):
+        if command.arguments in ("services", "releases") and not re.match(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", word):
             raise _usage(f"{word!r} is no name of a {command.arguments[:-1]}", parser.prog)
     return name, given
 

@@ -12,13 +12,23 @@ import os
 import re
 import tarfile
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .cli import Docker
 from .errors import OfflineRebuildError
 from .image import Image, ImageStore, sha256
 
-__all__ = ["REGISTRY", "ImageDocument", "Making", "load", "remove_left_behind", "write_archive"]
+__all__ = [
+    "REGISTRY",
+    "ImageDocument",
+    "Making",
+    "add_documents",
+    "load",
+    "manifest_of",
+    "remove_left_behind",
+    "write_archive",
+]
 
 #: Names under this are refused at once when an engine asks for them, instead of after a DNS time-out (fact 21).
 REGISTRY = "127.0.0.1:9/offline-rebuild"
@@ -89,6 +99,12 @@ def _manifest(config: bytes, ancestor: Mapping[str, Any], kept: int, carried: Se
     layers: List[Mapping[str, Any]] = list(ancestor.get("layers") or [])[:kept]
     kind = "application/vnd.docker.image.rootfs.diff.tar" if docker else "application/vnd.oci.image.layer.v1.tar"
     layers += [{"mediaType": kind, "digest": layer.diff_id, "size": layer.size} for layer in carried]
+    return manifest_of(config, layers, ancestor)
+
+
+def manifest_of(config: bytes, layers: Sequence[Mapping[str, Any]], like: Optional[Mapping[str, Any]] = None) -> bytes:
+    """:returns: a manifest with these layer descriptors, of the family (OCI or Docker) of the one that it is like."""
+    docker = like is not None and like.get("mediaType") == DOCKER_MANIFEST
     return encode(
         {
             "schemaVersion": 2,
@@ -98,7 +114,7 @@ def _manifest(config: bytes, ancestor: Mapping[str, Any], kept: int, carried: Se
                 "digest": sha256(config),
                 "size": len(config),
             },
-            "layers": layers,
+            "layers": list(layers),
         }
     )
 
@@ -115,32 +131,55 @@ def write_archive(stream: IO[bytes], image: ImageDocument) -> None:
             info.size = layer.size
             with open(layer.path, "rb") as handle:
                 archive.addfile(info, handle)
-        _add(archive, _blob(image.config_digest), image.config)
-        legacy = [
-            {
-                "Config": _blob(image.config_digest),
-                "RepoTags": [image.ref],
-                "Layers": [_blob(diff_id) for diff_id in image.diff_ids],
-            }
-        ]
-        _add(archive, "manifest.json", json.dumps(legacy).encode())
-        if image.manifest is not None:
-            _add(archive, _blob(sha256(image.manifest)), image.manifest)
-            _add(archive, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-            _add(archive, "index.json", json.dumps(_index(image, image.manifest)).encode())
+        add_documents(archive, [image])
 
 
-def _index(image: ImageDocument, manifest: bytes) -> Dict[str, Any]:
-    descriptor = {
+def add_documents(
+    archive: tarfile.TarFile, images: Sequence[ImageDocument], blobs: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Add what says which images there are, after the layers that are carried.
+
+    :param blobs: diff_id to the digest that a layer is carried under, where that is another (a compressed one).
+    """
+    legacy = [
+        {
+            "Config": _blob(image.config_digest),
+            "RepoTags": [image.ref],
+            "Layers": [_blob(blobs.get(diff_id, diff_id)) for diff_id in image.diff_ids],
+        }
+        for image in images
+    ]
+    for config in dict.fromkeys(image.config for image in images):
+        _add(archive, _blob(sha256(config)), config)
+    _add(archive, "manifest.json", json.dumps(legacy).encode())
+    known = [(image.ref, image.manifest) for image in images if image.manifest is not None]
+    if known:
+        for manifest in dict.fromkeys(manifest for _, manifest in known):
+            _add(archive, _blob(sha256(manifest)), manifest)
+        _add(archive, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}
+        listed = {"manifests": [_descriptor(ref, manifest) for ref, manifest in known]}
+        _add(archive, "index.json", json.dumps({**index, **listed}).encode())
+
+
+def _full(ref: str) -> str:
+    """:returns: the name as containerd has it (distribution/reference, ParseNormalizedNamed)."""
+    first, slash, _ = ref.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return ref
+    return f"docker.io/{ref}" if slash else f"docker.io/library/{ref}"
+
+
+def _descriptor(ref: str, manifest: bytes) -> Dict[str, Any]:
+    return {
         "mediaType": json.loads(manifest)["mediaType"],
         "digest": sha256(manifest),
         "size": len(manifest),
         "annotations": {
-            "io.containerd.image.name": image.ref,
-            "org.opencontainers.image.ref.name": image.ref.rsplit(":", 1)[-1],
+            "io.containerd.image.name": _full(ref),
+            "org.opencontainers.image.ref.name": ref.rsplit(":", 1)[-1],
         },
     }
-    return {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [descriptor]}
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .archive import ArchivedImage, from_dict, read_archive
 from .cli import Docker
@@ -77,10 +77,11 @@ def _import(request: ImportRequest) -> Dict[str, Any]:
     docker.require(compose=None)
     store = ImageStore(docker)
     archives = [_open(path, request.known) for path in request.archives]
-    layers = {digest for data in store.inspected() for digest in (data.get("RootFS") or {}).get("Layers") or ()}
+    layers = [(data.get("RootFS") or {}).get("Layers") or () for data in store.inspected()]
+    held = {begin for each in layers for begin in _beginnings(each)}
     for archive in archives:
-        _check(archive, store, layers)
-        layers.update(digest for image in archive.images for digest in image.diff_ids)
+        _check(archive, store, held)
+        held.update(begin for image in archive.images for begin in _beginnings(image.diff_ids))
     for archive in archives:
         if archive.status == "load" and not request.check:
             _load(archive, store)
@@ -145,8 +146,16 @@ def _open(path: str, known: Sequence[Mapping[str, Any]]) -> _Archive:
     return _Archive(path, read_archive(path))
 
 
-def _check(archive: _Archive, store: ImageStore, layers: Any) -> None:
-    """Whether an archive has to be loaded, and can be."""
+def _beginnings(layers: Sequence[str]) -> Iterator[Tuple[str, ...]]:
+    """An engine knows a layer together with those below it."""
+    return (tuple(layers[: count + 1]) for count in range(len(layers)))
+
+
+def _check(archive: _Archive, store: ImageStore, held: Set[Tuple[str, ...]]) -> None:
+    """Whether an archive has to be loaded, and can be.
+
+    :param held: the layers that are there, each with those below it.
+    """
     platform = store.info.platform
     fits = {image.refs for image in archive.images if same_platform(image.platform, platform)}
     archive.images = tuple(
@@ -167,7 +176,7 @@ def _check(archive: _Archive, store: ImageStore, layers: Any) -> None:
                 f"build or pull it with --platform {platform}, save it and bring it in",
                 archive.path,
             )
-        lacks = [digest for digest in image.missing if digest not in layers]
+        lacks = [digest for digest in image.missing if image.diff_ids[: image.diff_ids.index(digest) + 1] not in held]
         if lacks:
             raise OfflineRebuildError(
                 "archive-invalid",

@@ -36,6 +36,14 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
         "load archives of docker save, and read once what the images hold",
         "导入 docker save 的归档，并一次读出镜像所含内容",
     ),
+    "command.holdings": (
+        "print which layers this host has, for delta on another host",
+        "输出本机已有哪些层，供另一台主机的 delta 使用",
+    ),
+    "command.delta": (
+        "save images without the layers that another host has; import loads them there",
+        "保存镜像，省去对方主机已有的层；在对方用 import 导入",
+    ),
     "command.status": ("services, releases, kept images, lock, disk", "服务、发布、保留的镜像、锁、磁盘"),
     "command.layers": (
         "each instruction of the Dockerfiles: its layer's size, and whether it is reused",
@@ -52,6 +60,10 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
     "arg.services": ("the services to look at; all if none is named", "要处理的服务；不写则为全部"),
     "arg.releases": ("ids of releases", "发布编号"),
     "arg.archives": ("files, plain or compressed", "归档文件，压缩或不压缩均可"),
+    "arg.names": ("names of images", "镜像名"),
+    "arg.nothing": ("there are no arguments", "没有参数"),
+    "meta.names": ("NAME ...", "镜像 ..."),
+    "meta.nothing": ("(no argument)", "（无参数）"),
     "meta.archives": ("FILE ...", "文件 ..."),
     "meta.services": ("[SERVICE ...]", "[服务 ...]"),
     "meta.releases": ("[ID ...]", "[编号 ...]"),
@@ -127,6 +139,8 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
     "option.exit_code": ("end with 2 when the plan has changes", "计划有变化时以 2 退出"),
     "option.lines": ("lines of each container; default: 100", "每个容器的行数；默认 100"),
     "option.since": ("since a time, or a span such as 10m", "从某个时间开始，或一段时间如 10m"),
+    "option.receiver": ("what holdings printed on the other host", "对方主机上 holdings 的输出文件"),
+    "option.output": ("the file to write", "要写入的文件"),
     "option.json": ("one JSON document instead of text", "输出一个 JSON 文档而不是文本"),
     "option.options": (
         "file with options, as on the command line; # begins a comment",

@@ -180,7 +180,7 @@ def _outage(site: Site, fault: Fault, row: Row) -> None:
 
 def _audit(site: Site, fault: Fault, row: Row, offset: int) -> None:
     lines = site.call("audit", offset=offset)["lines"]
-    missing = [text for text in fault.audit if not any(text in line for line in lines)]
+    missing = [text for text in fault.audit if not any(part in line for part in text.split("|") for line in lines)]
     events = [json.loads(line)["event"] for line in lines]
     row.audit = ", ".join(dict.fromkeys(events))
     if missing:

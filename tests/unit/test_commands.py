@@ -346,6 +346,9 @@ def test_it_runs_alone_on_the_oldest_python(pyz: Path, tmp_path: Path, command: 
     (tmp_path / "compose.yaml").write_text("services: {}\n", encoding="utf-8")
     argv = [OLDEST, pyz, command, "--state-dir", str(tmp_path / "state")]
     argv += ["images.tar"] if command == "import" else []
+    if command == "delta":
+        (tmp_path / "there").write_text('{"schema": 1, "store": "classic", "platform": "linux/amd64", "images": []}')
+        argv += ["shop:1", "--for", str(tmp_path / "there"), "-o", str(tmp_path / "delta.tar")]
     done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert "there is no `docker` command on this host [docker-missing]" in done.stderr

@@ -1,0 +1,400 @@
+"""A delta: an image archive that leaves out the layers that its receiver has, loaded by plain ``docker load``.
+
+The receiver tells what it holds (:func:`holdings`), the sender leaves that out (:func:`write`). An engine knows a layer
+by itself and all below it, so what counts is the longest common beginning of the image's layers and those of one image
+there. The form is that of the grafts (DESIGN.md, "The archive"): ``manifest.json`` for the classic store; an OCI index
+for the containerd store, where the layers left out are named by the receiver's own descriptors.
+
+Layers come out of one ``docker save`` and go through as they are, never whole in memory. Each is hashed on its way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import posixpath
+import subprocess
+import tarfile
+from dataclasses import dataclass, field
+from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+
+from .cli import Docker, parse_version
+from .errors import OfflineRebuildError
+from .graft import ImageDocument, add_documents, manifest_of
+from .image import Image, ImageStore, missing_image, normal_ref, sha256
+from .reuse import same_platform
+
+__all__ = ["Delta", "Held", "Holdings", "Part", "common", "holdings", "make", "read_holdings"]
+
+SCHEMA = 1
+#: A config or manifest is far smaller; what is bigger is a layer.
+_MOST_DOCUMENT = 8 << 20
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Held:
+    """One image of a host: its ``layers`` (diff_ids, bottom first) and, on the containerd store, the descriptors by
+    which its manifest names them."""
+
+    layers: Tuple[str, ...]
+    descriptors: Optional[Tuple[Mapping[str, Any], ...]] = None
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a host has.
+
+    :param store: ``classic`` or ``containerd``.
+    :param platform: ``os/arch[/variant]`` of the engine.
+    """
+
+    store: str
+    platform: str
+    images: Tuple[Held, ...] = ()
+
+    def to_dict(self) -> Dict[str, Any]:
+        """:returns: the fields, JSON-ready, with the number of the schema."""
+        images = [
+            {"layers": list(held.layers), "descriptors": None if held.descriptors is None else list(held.descriptors)}
+            for held in self.images
+        ]
+        return {"schema": SCHEMA, "store": self.store, "platform": self.platform, "images": images}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One image of a delta.
+
+    :param image_id: its id at the sender.
+    :param left_out: how many of its layers are not carried; ``carried`` are the diff_ids of the others.
+    """
+
+    ref: str
+    image_id: str
+    config_digest: str
+    layers: Tuple[str, ...]
+    left_out: int
+
+    @property
+    def carried(self) -> Tuple[str, ...]:
+        """:returns: the diff_ids of the layers that go along, bottom first."""
+        return self.layers[self.left_out :]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What was written: the images, the bytes of the layers that it carries, and of the whole archive."""
+
+    parts: Tuple[Part, ...]
+    layer_bytes: int
+    size: int
+
+    def to_dict(self) -> Dict[str, Any]:
+        """:returns: the fields, JSON-ready."""
+        parts = [
+            {
+                "ref": part.ref,
+                "image_id": part.image_id,
+                "config_digest": part.config_digest,
+                "layers": list(part.layers),
+                "left_out": part.left_out,
+                "carried": list(part.carried),
+            }
+            for part in self.parts
+        ]
+        return {"images": parts, "layer_bytes": self.layer_bytes, "size": self.size}
+
+
+# -- the receiver -----------------------------------------------------------------------------------------------------
+
+
+def holdings(store: ImageStore) -> Holdings:
+    """:returns: the layers that this host has. Images whose layers are the beginning of another's are left out."""
+    containerd = store.info.store == "containerd"
+    found: Dict[Tuple[str, ...], Held] = {}
+    for data in store.inspected():
+        layers = tuple(str(digest) for digest in (data.get("RootFS") or {}).get("Layers") or ())
+        if not containerd:
+            found.setdefault(layers, Held(layers))
+            continue
+        image = store.find(str(data["Id"]))
+        descriptors = image.layer_descriptors if image is not None else None
+        if image is not None and descriptors is not None and len(descriptors) == len(image.diff_ids):
+            plain = tuple({key: each[key] for key in ("mediaType", "digest", "size")} for each in descriptors)
+            key = tuple(str(each["digest"]) for each in plain)  # the same layers may be there in two forms
+            found.setdefault((*image.diff_ids, *key), Held(image.diff_ids, plain))
+    images = sorted(found.values(), key=lambda held: (-len(held.layers), held.layers))
+    kept: List[Held] = []
+    for held in images:
+        if held.layers and not any(_begins(other, held) for other in kept):
+            kept.append(held)
+    return Holdings(store.info.store, store.info.platform, tuple(kept))
+
+
+def _begins(longer: Held, held: Held) -> bool:
+    count = len(held.layers)
+    same = held.descriptors is None or (longer.descriptors or ())[:count] == held.descriptors
+    return same and longer.layers[:count] == held.layers
+
+
+def read_holdings(text: str, file: str = "") -> Holdings:
+    """Read what ``holdings`` printed on another host.
+
+    :raises OfflineRebuildError: ``holdings-invalid``.
+    """
+    try:
+        data = json.loads(text)
+        data = data.get("holdings", data)
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"it has schema {data['schema']!r}, not {SCHEMA}")
+        if data["store"] not in ("classic", "containerd"):
+            raise ValueError(f"there is no image store {data['store']!r}")
+        images = tuple(_held(item, data["store"]) for item in data["images"])
+        return Holdings(str(data["store"]), str(data["platform"]), images)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise OfflineRebuildError(
+            "holdings-invalid",
+            f"this is not what a host holds: {error}",
+            "on the receiving host: offline-rebuild.pyz holdings > FILE",
+            file=file or None,
+        ) from None
+
+
+def _held(item: Mapping[str, Any], store: str) -> Held:
+    layers = tuple(_digest(layer) for layer in item["layers"])
+    if store == "classic":
+        return Held(layers)
+    descriptors = tuple(
+        {"mediaType": str(each["mediaType"]), "digest": _digest(each["digest"]), "size": int(each["size"])}
+        for each in item["descriptors"]
+    )
+    if len(descriptors) != len(layers):
+        raise ValueError("an image has other than one descriptor a layer")
+    return Held(layers, descriptors)
+
+
+def _digest(value: Any) -> str:
+    kind, _, number = str(value).partition(":")
+    if kind != "sha256" or len(number) != 64 or set(number) - set("0123456789abcdef"):
+        raise ValueError(f"{value!r} is no digest")
+    return str(value)
+
+
+# -- the sender -------------------------------------------------------------------------------------------------------
+
+
+def common(image: Image, there: Holdings) -> Tuple[int, Optional[Held]]:
+    """:returns: how many of the image's layers, from the bottom, the receiver has, and in which of its images."""
+    best: Tuple[int, Optional[Held]] = (0, None)
+    for held in there.images:
+        count = 0
+        for mine, theirs in zip(image.diff_ids, held.layers):
+            if mine != theirs:
+                break
+            count += 1
+        if count > best[0]:
+            best = (count, held)
+    return best
+
+
+def make(store: ImageStore, names: Sequence[str], there: Holdings, path: str) -> Delta:
+    """Write a delta of the named images to a file, whole or not at all.
+
+    :raises OfflineRebuildError: ``image-missing``, ``archive-platform`` (the receiver's is another), ``save-failed``.
+    """
+    images: List[Tuple[str, Image]] = []
+    for name in dict.fromkeys(normal_ref(name) for name in names):
+        image = store.find(name)
+        if image is None:
+            raise missing_image(name, ("the delta",), store.info.platform)
+        if not same_platform(image.platform, there.platform):
+            raise OfflineRebuildError(
+                "archive-platform",
+                f"{name} is for {image.platform}, and the receiver is {there.platform}",
+                f"build it with --platform {there.platform}",
+            )
+        images.append((name, image))
+    partial = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(partial, "wb") as stream:
+            parts, carried = _write(store, images, there, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+            size = stream.tell()
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+    return Delta(parts, carried, size)
+
+
+@dataclass
+class _Saved:
+    """What a pass over ``docker save`` found: layers that were copied (diff_id to name and size), small documents."""
+
+    copied: Dict[str, Tuple[str, int]] = field(default_factory=dict)
+    documents: Dict[str, bytes] = field(default_factory=dict)
+
+
+def _write(
+    store: ImageStore, images: Sequence[Tuple[str, Image]], there: Holdings, stream: IO[bytes]
+) -> Tuple[Tuple[Part, ...], int]:
+    shared = [common(image, there) for _, image in images]
+    wanted = {diff_id for (_, image), (left, _) in zip(images, shared) for diff_id in image.diff_ids[left:]}
+    ids = list(dict.fromkeys(image.id for _, image in images))
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        found = _copy(store, ids, [image for _, image in images], wanted, archive)
+        documents = [
+            _document(name, image, left, held, there, found) for (name, image), (left, held) in zip(images, shared)
+        ]
+        add_documents(archive, documents, {diff_id: name for diff_id, (name, _) in found.copied.items()})
+    parts = tuple(
+        Part(name, image.id, image.config_digest, image.diff_ids, left)
+        for (name, image), (left, _) in zip(images, shared)
+    )
+    return parts, sum(size for _, size in found.copied.values())
+
+
+def _copy(
+    store: ImageStore, ids: Sequence[str], images: Sequence[Image], wanted: Set[str], archive: tarfile.TarFile
+) -> _Saved:
+    """Copy the wanted layers out of ``docker save`` into the archive, and keep the documents."""
+    found = _Saved()
+    places = _places(images)
+    if store.info.store == "classic" and parse_version(store.info.version) < (25,):
+        # until 25.0 a layer lies under the name of an old image id: manifest.json, the last member, tells which
+        for name, member, source in _saved(store.docker, ids):
+            _keep(found, name, member, source)
+        places = _listed(found.documents)
+    for name, member, source in _saved(store.docker, ids):
+        diff_id = places.get(name, "")
+        if diff_id in wanted and diff_id not in found.copied and member.isreg():
+            _copy_layer(archive, diff_id, name, member, source, found)
+        else:
+            _keep(found, name, member, source)
+    lacking = sorted(wanted - set(found.copied))
+    if lacking:
+        raise _failed(f"docker save gave no layer {lacking[0]}")
+    return found
+
+
+def _places(images: Sequence[Image]) -> Dict[str, str]:
+    """:returns: name of a layer in an archive to its diff_id."""
+    places: Dict[str, str] = {}
+    for image in images:
+        names = [str(each.get("digest")) for each in image.layer_descriptors or ()] or list(image.diff_ids)
+        places.update((_blob(name), diff_id) for name, diff_id in zip(names, image.diff_ids))
+    return places
+
+
+def _listed(documents: Mapping[str, bytes]) -> Dict[str, str]:
+    places: Dict[str, str] = {}
+    for item in json.loads(documents.get("manifest.json") or b"[]"):
+        config = json.loads(documents[posixpath.normpath(item["Config"])])
+        places.update((posixpath.normpath(name), d) for name, d in zip(item["Layers"], config["rootfs"]["diff_ids"]))
+    return places
+
+
+def _copy_layer(
+    archive: tarfile.TarFile, diff_id: str, name: str, member: tarfile.TarInfo, source: IO[bytes], found: _Saved
+) -> None:
+    digest = hashlib.sha256()
+    kept = "sha256:" + posixpath.basename(name) if name.startswith("blobs/") else diff_id
+    info = tarfile.TarInfo(_blob(kept))
+    info.size = member.size
+    archive.addfile(info, _Hashing(source, digest))
+    if "sha256:" + digest.hexdigest() != kept:
+        raise _failed(f"docker save gave another content for layer {diff_id}")
+    found.copied[diff_id] = (kept, member.size)
+
+
+class _Hashing:
+    """A stream that is hashed as it is read."""
+
+    def __init__(self, source: IO[bytes], digest: Any) -> None:
+        self._source, self._digest = source, digest
+
+    def read(self, size: int = _CHUNK) -> bytes:
+        data = self._source.read(size)
+        self._digest.update(data)
+        return data
+
+
+def _keep(found: _Saved, name: str, member: tarfile.TarInfo, source: IO[bytes]) -> None:
+    if member.isreg() and member.size <= _MOST_DOCUMENT and name not in found.documents:
+        start = source.read(1)
+        if start in (b"{", b"["):
+            found.documents[name] = start + source.read()
+
+
+def _saved(docker: Docker, ids: Sequence[str]) -> Iterator[Tuple[str, tarfile.TarInfo, IO[bytes]]]:
+    """The members of ``docker save``, as they come.
+
+    :raises OfflineRebuildError: ``save-failed``.
+    """
+    process = docker.popen("save", *ids, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            headers: Any = archive
+            for member in archive:
+                headers.members = []  # tarfile keeps every one otherwise
+                source = archive.extractfile(member) if member.isreg() else None
+                if source is not None:
+                    yield posixpath.normpath(member.name), member, source
+        while process.stdout.read(_CHUNK):
+            pass
+        said = process.stderr.read().decode("utf-8", "replace")
+        if process.wait() != 0:
+            raise _failed(said.strip())
+    except tarfile.TarError as error:
+        said = process.stderr.read().decode("utf-8", "replace").strip()
+        raise _failed(said or f"docker save: {error}") from None
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.stdout.close()
+        process.stderr.close()
+        process.wait()
+
+
+def _failed(why: str) -> OfflineRebuildError:
+    return OfflineRebuildError("save-failed", why, "see the engine's log (`journalctl -u docker`) and the disk's space")
+
+
+def _document(ref: str, image: Image, left: int, held: Optional[Held], there: Holdings, found: _Saved) -> ImageDocument:
+    config = next((raw for raw in found.documents.values() if sha256(raw) == image.config_digest), None)
+    if config is None:
+        raise _failed(f"docker save gave no config of {ref}")
+    manifest = None
+    if there.store == "containerd":
+        descriptors: List[Mapping[str, Any]] = list((held.descriptors or ())[:left]) if held is not None else []
+        own = image.layer_descriptors
+        for place, diff_id in enumerate(image.diff_ids[left:], left):
+            kept, size = found.copied[diff_id]
+            plain = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": kept, "size": size}
+            descriptors.append(plain if own is None else own[place])
+        manifest = _own_manifest(image, descriptors, found) or manifest_of(config, descriptors, image.manifest)
+    return ImageDocument(ref, config, image.diff_ids, manifest)
+
+
+def _own_manifest(image: Image, descriptors: Sequence[Mapping[str, Any]], found: _Saved) -> Optional[bytes]:
+    """:returns: the sender's manifest, to the byte, where the receiver can have the same: then the id is the same."""
+    for raw in found.documents.values():
+        with contextlib.suppress(ValueError):
+            data = json.loads(raw)
+            config = data.get("config") if isinstance(data, dict) else None
+            layers = data.get("layers") if isinstance(data, dict) else None
+            if isinstance(config, dict) and config.get("digest") == image.config_digest and isinstance(layers, list):
+                same = [(each.get("digest"), each.get("mediaType")) for each in layers]
+                if same == [(each.get("digest"), each.get("mediaType")) for each in descriptors]:
+                    return raw
+    return None
+
+
+def _blob(digest: str) -> str:
+    return "blobs/sha256/" + digest.partition(":")[2]
