@@ -295,3 +295,17 @@ def test_the_playbooks_show_status_and_logs_and_change_nothing(host: Host) -> No
     assert "version four" not in done.stdout
     assert "job" not in done.stdout.split("PLAY RECAP")[0].replace("job:", "")
     assert "correct-horse" not in done.stdout
+
+
+def test_the_rollback_playbook_goes_back_and_reports(host: Host, tmp_path: Path) -> None:
+    variables = ("-e", f"offline_rebuild_report_dir={tmp_path}", "-e", "offline_rebuild_change_id=C5")
+    before = document(host, "releases")["releases"]
+    assert "changed=1" in played(host, "playbooks/rollback.yml", "--check", *variables).stdout
+    assert document(host, "releases")["releases"] == before
+    assert "changed=1" in played(host, "playbooks/rollback.yml", *variables).stdout
+    assert "version four" not in host.ssh("docker logs shop-web-1").stdout
+    (file,) = [path for path in tmp_path.glob("*/report.json") if json.loads(path.read_text())["kind"] == "run"]
+    said = file.with_name("report.md").read_text("utf-8")
+    assert "C5" in said
+    assert document(host, "releases")["releases"][0]["id"] in said
+    assert document(host, "rebuild")["release"]["state"] == "done"
