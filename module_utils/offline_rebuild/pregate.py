@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Sequence, Set
 
-from .cli import Docker
+from .cli import CommandFailed, Docker
 from .compose import Project, Service
 from .graft import REGISTRY
 
@@ -91,12 +91,19 @@ def remove(docker: Docker, project: Project, graceful: bool = False) -> None:
     """Remove the pre-gate's containers, whichever run left them, with the anonymous volumes that were made for them.
 
     :param graceful: let them end by themselves, for at most :data:`GRACE` seconds: they have served nobody.
+    :raises OfflineRebuildError: ``docker-failed``: some are left.
     """
-    ids = docker.run("ps", "-aq", "--no-trunc", "--filter", f"label={LABEL}={project.name}").text.split()
+    ids = _containers(docker, project)
     if ids and graceful:
         docker.run("stop", "-t", str(GRACE), *ids, check=False, guarded=True)
     if ids:
-        docker.run("rm", "-f", "-v", *ids, check=False, guarded=True)
+        removed = docker.run("rm", "-f", "-v", *ids, check=False, guarded=True)
+        if removed.rc != 0 and _containers(docker, project):
+            raise CommandFailed(removed)
+
+
+def _containers(docker: Docker, project: Project) -> List[str]:
+    return docker.run("ps", "-aq", "--no-trunc", "--filter", f"label={LABEL}={project.name}").text.split()
 
 
 def _service(project: Project, service: Service, image: str) -> Dict[str, Any]:

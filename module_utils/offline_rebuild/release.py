@@ -180,6 +180,10 @@ class Journal:
         self._replace(_PREGATE, model, durable=False)
         return os.path.join(self.folder, _PREGATE)
 
+    def has_pregate(self) -> bool:
+        """:returns: whether there is a pre-gate's compose file: one is on its way, or could not be cleared away."""
+        return os.path.lexists(os.path.join(self.folder, _PREGATE))
+
     def remove_pregate(self) -> None:
         """Remove the pre-gate's compose file; it need not exist."""
         path = os.path.join(self.folder, _PREGATE)

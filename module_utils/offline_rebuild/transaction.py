@@ -698,6 +698,9 @@ class _Transaction:
                 f"release {unfinished[0].id} was cut off in state {unfinished[0].state}",
                 "run without recover: false, which finishes it or rolls it back",
             )
+        if self.journal.has_pregate():
+            pregate.remove(self.docker, self.project)
+            self._forget_pregate()
         recovered = []
         for release in unfinished:
             recovered.append(self._recover(release))
@@ -756,7 +759,7 @@ class _Transaction:
     def _finish(self, release: Release, state: str) -> Release:
         if self.pregated:
             self.pregated = False
-            with contextlib.suppress(OfflineRebuildError):  # the next pre-gate removes what is left
+            with contextlib.suppress(OfflineRebuildError):  # the next run removes what is left
                 pregate.remove(self.docker, self.project, graceful=True)
                 self._forget_pregate()
         release.finished = round(time.time(), 3)
