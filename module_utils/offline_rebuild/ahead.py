@@ -23,12 +23,14 @@ from .ignorefile import load as load_ignore
 from .later import Later
 from .statindex import StatIndex
 
-__all__ = ["Ahead"]
+__all__ = ["Ahead", "indexed"]
 
 #: Seconds after which a finished scan counts as old.
 MOST_AGE = 2.0
 #: Context, Dockerfile, and whether the ignore file is read as the CLI up to 20.10 does.
 Remembered = Tuple[str, str, bool]
+#: A context, and when its scan ended (monotonic, seconds).
+Scan = Tuple[Context, float]
 
 
 class Ahead:
@@ -48,37 +50,40 @@ class Ahead:
         name = hashlib.sha256("\0".join(what).encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self._path = os.path.join(state_dir, "index", name + ".contexts")
         self._known = _read(self._path)
-        self._ended: Dict[Remembered, float] = {}
         wanted = [entry for service, entry in self._known.items() if not services or service in services]
-        self._later: Optional[Later[Dict[Remembered, Context]]] = Later(lambda: self._scan(wanted)) if wanted else None
+        self._later: Optional[Later[Dict[Remembered, Scan]]] = Later(lambda: self._scan(wanted)) if wanted else None
 
-    def _scan(self, wanted: Sequence[Remembered]) -> Dict[Remembered, Context]:
-        found: Dict[Remembered, Context] = {}
+    def _scan(self, wanted: Sequence[Remembered]) -> Dict[Remembered, Scan]:
+        found: Dict[Remembered, Scan] = {}
         for context, dockerfile, classic in dict.fromkeys(wanted):
             with contextlib.suppress(OfflineRebuildError, OSError):  # said by the planner, if it comes to it
                 ignore = load_ignore(context, dockerfile, classic)
-                index = StatIndex.for_context(self._state_dir, context, ignore.file, readonly=not self._may_write)
-                scanned = Context(context, ignore, index)
+                scanned = indexed(self._state_dir, context, ignore, self._may_write)
                 scanned.manifest()
-                found[(context, dockerfile, classic)] = scanned
-                self._ended[(context, dockerfile, classic)] = time.monotonic()
+                found[(context, dockerfile, classic)] = scanned, time.monotonic()
         return found
 
     def take(self, context: str, dockerfile: str, classic: bool, ignore: IgnoreFile) -> Optional[Context]:
         """:returns: the context, scanned, if it was scanned by the same rules just now. It is handed out once."""
         if self._later is None:
             return None
-        key = (context, dockerfile, classic)
-        scanned = self._later.result().pop(key, None)
-        if scanned is None or time.monotonic() - self._ended[key] > MOST_AGE:
+        found = self._later.result().pop((context, dockerfile, classic), None)
+        if found is None:
             return None
-        return scanned if _rules(scanned.ignore) == _rules(ignore) else None
+        scanned, ended = found
+        current = time.monotonic() - ended <= MOST_AGE
+        return scanned if current and _rules(scanned.ignore) == _rules(ignore) else None
 
     def remember(self, contexts: Mapping[str, Remembered]) -> None:
         """Remember the contexts of this run's services, beside those of services that it was not for."""
         known = {**self._known, **contexts}
         if self._may_write and known != self._known:
             write_atomic(self._path, json.dumps(known, sort_keys=True).encode())
+
+
+def indexed(state_dir: str, root: str, ignore: IgnoreFile, may_write: bool) -> Context:
+    """:returns: a context with its stat index, which is written only if ``may_write``."""
+    return Context(root, ignore, StatIndex.for_context(state_dir, root, ignore.file, readonly=not may_write))
 
 
 def _rules(ignore: IgnoreFile) -> Tuple[object, ...]:

@@ -23,7 +23,7 @@ from .errors import OfflineRebuildError
 from .image import ImageStore
 from .planner import image_store
 from .release import Journal, mask, secrets_of
-from .run import Outcome, Request, execute, of_system, settings_of, survey
+from .run import Outcome, Request, execute, settings_of, survey
 
 __all__ = ["COMMANDS", "Answer", "Command", "exit_code_of", "help_text", "main", "parse", "request_of"]
 
@@ -231,8 +231,6 @@ def _import(given: argparse.Namespace, _say: Say) -> Answer:
 def _holdings(given: argparse.Namespace, _say: Say) -> Answer:
     from .delta import holdings
 
-    if given.arguments:
-        raise OfflineRebuildError("usage", f"holdings takes no argument ({given.arguments[0]!r})", "leave it out")
     found = {"holdings": holdings(_store(given)).to_dict()}
     return Answer(DONE, found, [json.dumps(found["holdings"])])
 
@@ -242,11 +240,8 @@ def _delta(given: argparse.Namespace, _say: Say) -> Answer:
 
     if not (given.arguments and given.receiver and given.output):
         raise OfflineRebuildError("usage", "images, --for or --output is missing", "delta NAME ... --for FILE -o FILE")
-    try:
-        with open(given.receiver, encoding="utf-8", errors="surrogateescape") as stream:
-            there = read_holdings(stream.read(), given.receiver)
-    except OSError as error:
-        raise of_system(error) from None
+    with open(given.receiver, encoding="utf-8", errors="surrogateescape") as stream:
+        there = read_holdings(stream.read(), given.receiver)
     made = make(_store(given), given.arguments, there, os.path.abspath(given.output))
     lines = [
         f"{part.ref}: {len(part.carried)} of {len(part.layers)} layers go along"
@@ -370,6 +365,8 @@ def parse(argv: Sequence[str], program: str) -> Tuple[Optional[str], argparse.Na
     parser.add_argument("arguments", nargs="*")
     given = parser.parse_intermixed_args(_with_files(rest, parser.prog))
     for word in given.arguments:
+        if command.arguments == "nothing":
+            raise _usage(f"there are no arguments ({word!r})", parser.prog)
         if command.arguments in ("services", "releases") and not re.match(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", word):
             raise _usage(f"{word!r} is no name of a {command.arguments[:-1]}", parser.prog)
     return name, given

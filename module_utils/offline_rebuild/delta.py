@@ -22,7 +22,7 @@ from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Sequence, S
 
 from .cli import Docker, parse_version
 from .errors import OfflineRebuildError
-from .graft import ImageDocument, add_documents, manifest_of
+from .graft import ImageDocument, add_documents, blob_name, manifest_of
 from .image import Image, ImageStore, missing_image, normal_ref, sha256
 from .reuse import same_platform
 
@@ -286,7 +286,7 @@ def _places(images: Sequence[Image]) -> Dict[str, str]:
     places: Dict[str, str] = {}
     for image in images:
         names = [str(each.get("digest")) for each in image.layer_descriptors or ()] or list(image.diff_ids)
-        places.update((_blob(name), diff_id) for name, diff_id in zip(names, image.diff_ids))
+        places.update((blob_name(name), diff_id) for name, diff_id in zip(names, image.diff_ids))
     return places
 
 
@@ -303,7 +303,7 @@ def _copy_layer(
 ) -> None:
     digest = hashlib.sha256()
     kept = "sha256:" + posixpath.basename(name) if name.startswith("blobs/") else diff_id
-    info = tarfile.TarInfo(_blob(kept))
+    info = tarfile.TarInfo(blob_name(kept))
     info.size = member.size
     archive.addfile(info, _Hashing(source, digest))
     if "sha256:" + digest.hexdigest() != kept:
@@ -394,7 +394,3 @@ def _own_manifest(image: Image, descriptors: Sequence[Mapping[str, Any]], found:
                 if same == [(each.get("digest"), each.get("mediaType")) for each in descriptors]:
                     return raw
     return None
-
-
-def _blob(digest: str) -> str:
-    return "blobs/sha256/" + digest.partition(":")[2]

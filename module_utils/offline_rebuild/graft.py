@@ -24,6 +24,7 @@ __all__ = [
     "ImageDocument",
     "Making",
     "add_documents",
+    "blob_name",
     "load",
     "manifest_of",
     "remove_left_behind",
@@ -119,7 +120,8 @@ def manifest_of(config: bytes, layers: Sequence[Mapping[str, Any]], like: Option
     )
 
 
-def _blob(digest: str) -> str:
+def blob_name(digest: str) -> str:
+    """:returns: where an archive has what has this digest (OCI image-layout)."""
     return "blobs/sha256/" + digest.split(":")[1]
 
 
@@ -127,7 +129,7 @@ def write_archive(stream: IO[bytes], image: ImageDocument) -> None:
     """Write the archive to ``stream``; readable by ``docker load`` on either image store."""
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for layer in image.carried:
-            info = tarfile.TarInfo(_blob(layer.diff_id))
+            info = tarfile.TarInfo(blob_name(layer.diff_id))
             info.size = layer.size
             with open(layer.path, "rb") as handle:
                 archive.addfile(info, handle)
@@ -143,19 +145,19 @@ def add_documents(
     """
     legacy = [
         {
-            "Config": _blob(image.config_digest),
+            "Config": blob_name(image.config_digest),
             "RepoTags": [image.ref],
-            "Layers": [_blob(blobs.get(diff_id, diff_id)) for diff_id in image.diff_ids],
+            "Layers": [blob_name(blobs.get(diff_id, diff_id)) for diff_id in image.diff_ids],
         }
         for image in images
     ]
     for config in dict.fromkeys(image.config for image in images):
-        _add(archive, _blob(sha256(config)), config)
+        _add(archive, blob_name(sha256(config)), config)
     _add(archive, "manifest.json", json.dumps(legacy).encode())
     known = [(image.ref, image.manifest) for image in images if image.manifest is not None]
     if known:
         for manifest in dict.fromkeys(manifest for _, manifest in known):
-            _add(archive, _blob(sha256(manifest)), manifest)
+            _add(archive, blob_name(sha256(manifest)), manifest)
         _add(archive, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}
         listed = {"manifests": [_descriptor(ref, manifest) for ref, manifest in known]}

@@ -240,7 +240,7 @@ def _is_certain_at_end(image: Image, position: int, outcome: Outcome, labels: Fr
     instruction = outcome.expanded
     if instruction.keyword == "LABEL":
         pairs = instruction.pairs
-        if len(pairs) == 1 and pairs[0][0] in labels and not _PAIR.search(pairs[0][1] or ""):
+        if len(pairs) == 1 and pairs[0][0] in labels and "=" not in (pairs[0][1] or ""):
             return True
         have = final.get("Labels") or {}
         return all(have.get(key) == (value or "") for key, value in instruction.pairs if ("Labels", key) not in later)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, AbstractSet, Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from . import compose, graft
-from .ahead import Ahead
+from .ahead import Ahead, indexed
 from .ancestry import align
 from .cli import CommandFailed, Docker, parse_version
 from .compose import Build, Project, Service
@@ -34,7 +34,6 @@ from .plan import MOST_COMMAND, MOST_FILES, Plan, ServicePlan, Start, mend_comma
 from .records import RecordStore, StageRecord
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, canonical
-from .statindex import StatIndex
 from .swap import Wishes, judge
 
 if TYPE_CHECKING:
@@ -322,9 +321,9 @@ class Planner:
         have = (target.alignment.image.config.get("config") or {}).get("Labels") or {}
         wanted: Dict[str, Optional[str]] = dict(build.labels)
         below = target.alignment.states[-1].config.get("Labels") or {}
-        gone = set(self._gone_labels(build, analyzer))
-        for key in self._lost_labels(build, analyzer):
-            wanted[key] = None if key in gone else below.get(key)
+        lost = self._lost_labels(build, analyzer)
+        wanted.update({key: below.get(key) for key in lost})
+        wanted.update(dict.fromkeys(droppable(target, lost)))
         return sorted(key for key, value in wanted.items() if have.get(key) != value)
 
     # -- analysis -----------------------------------------------------------------------------------------------------
@@ -400,10 +399,7 @@ class Planner:
             self._ignored[key] = _read(ignore.file) if ignore.file else None  # as the plan saw it
             scanned = self._ahead.take(*where, ignore) if self._ahead is not None else None
             if scanned is None:
-                index = StatIndex.for_context(
-                    self.settings.state_dir, build.context, ignore.file, readonly=not self.settings.may_write
-                )
-                scanned = Context(build.context, ignore, index)
+                scanned = indexed(self.settings.state_dir, build.context, ignore, self.settings.may_write)
             self._contexts[key] = scanned
         return self._contexts[key]
 
@@ -709,10 +705,8 @@ def _check_build(service: Service, build: Build) -> None:
 def _knows_target_stage(version: str) -> Optional[bool]:
     """:returns: whether an engine's BuildKit predefines TARGETSTAGE, None where it was not tried: 20.10 and 26.1 leave
     it empty, 28.5 gives the target's name."""
-    major = version.partition(".")[0]
-    if not major.isdigit() or 26 < int(major) < 28:
-        return None
-    return int(major) >= 28
+    major = parse_version(version)[:1]
+    return None if not major or (26,) < major < (28,) else major >= (28,)
 
 
 def _asks_target_stage(dockerfile: Dockerfile, args: Mapping[str, str]) -> bool:

@@ -698,7 +698,7 @@ class _Transaction:
                 f"release {unfinished[0].id} was cut off in state {unfinished[0].state}",
                 "run without recover: false, which finishes it or rolls it back",
             )
-        if self.journal.has_pregate():
+        if unfinished or self.journal.has_pregate():  # the file need not have outlived a power cut
             pregate.remove(self.docker, self.project)
             self._forget_pregate()
         recovered = []
@@ -710,8 +710,6 @@ class _Transaction:
     def _recover(self, release: Release) -> Release:
         self.touched = self.interrupted = release.state not in ("planning", "making", "pregating")
         self._say("recover", f"release {release.id} was cut off in state {release.state}", release.id)
-        pregate.remove(self.docker, self.project)
-        self._forget_pregate()
         if release.rollback_to and self.journal.rendered_of(release.id):
             self.project = compose.read_dumped(self.given, self.journal.rendered_of(release.id))
         if release.state in ("planning", "making", "pregating"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from module_utils.offline_rebuild.history import UNKNOWN, config_at, is_redundant_arg, matches, touches
+from module_utils.offline_rebuild.history import UNKNOWN, config_at, is_certain, is_redundant_arg, matches, touches
 from module_utils.offline_rebuild.image import HistoryEntry, parse_history
 from module_utils.offline_rebuild.stage import dispatch, global_args, scratch_config, start_state
 from tests.unit.depot import PLATFORM, build_input, image_of, made_config, timeline_of
@@ -240,3 +240,26 @@ def test_any_history_can_be_read(entries: list[tuple[str, str, bool]], cut: int)
     document, unknown = config_at(image_of(config), cut)
     assert len(document["history"]) == min(cut, len(entries))
     assert all(field and isinstance(key, str) for field, key in unknown)
+
+
+@pytest.mark.parametrize(
+    ("value", "final", "given", "certain"),
+    [
+        ("1", "1", set(), True),
+        ("1", "2", set(), False),
+        # the build's own label covers it; the text has one reading
+        ("1", "2", {"own"}, True),
+        ("1", "2", {"other"}, False),
+        # the key may have been `own=x`
+        ("x=1", "2", {"own"}, False),
+    ],
+)
+def test_a_label_under_one_of_the_build_s_own(value: str, final: str, given: set[str], certain: bool) -> None:
+    text = f'FROM base\nLABEL own="{value}"\n'
+    config = made_config(text)
+    config["config"]["Labels"] = {"own": final}
+    build = build_input(text)
+    step = timeline_of(build).steps[0]
+    outcome = dispatch(start_state(scratch_config(PLATFORM)), step, build, global_args(build))
+    image = image_of(config)
+    assert is_certain(image, len(image.history) - 1, outcome, frozenset(given)) is certain
