@@ -23,7 +23,7 @@ export PYTHONPATH := $(CURDIR)
 export ENGINE STORE
 
 .PHONY: help setup demo demo-down test test-all test-faults lint unit engine faults equality molecule test-scenario \
-	hosts hosts-down hosts-list bench-rebuild bench-context bench-thin bench-downtime pyz lock clean
+	hosts hosts-down hosts-list bench-rebuild bench-context bench-thin bench-downtime bench-fleet pyz lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -115,6 +115,9 @@ pyz: ## dist/offline-rebuild.pyz and rebuild.sh, for a host without a control no
 
 bench-downtime: setup ## requests that a rebuild costs, against the usual ways
 	@$(PY) benchmarks/bench_downtime.py
+
+bench-fleet: setup ## a change on 1, 4 and 16 hosts, four ways
+	@$(PY) benchmarks/bench_fleet.py
 
 lock: ## make requirements.txt anew from requirements.in
 	@uv pip compile requirements.in --upgrade --generate-hashes --universal --python-version 3.12 \

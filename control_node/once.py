@@ -8,11 +8,12 @@ every host of a group can assemble the image from the same ancestor, nothing is 
 
 from __future__ import annotations
 
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["batches", "expected", "plan_once", "receivers_of", "rollout_sizes", "sent_to", "stopped"]
+__all__ = ["batches", "expected", "not_taken", "plan_once", "receivers_of", "rollout_sizes", "sent_to", "stopped"]
 
 Results = Mapping[str, Mapping[str, Any]]
 Service = Mapping[str, Any]
@@ -24,8 +25,9 @@ def plan_once(results: Results, builder: str = "") -> dict[str, Any]:
 
     :param results: host, in the order of the play, to the result of its preflight; one without a plan has none.
     :param builder: the host that makes what its group needs, where it can.
-    :returns: ``builds``: host to its ``services`` and ``receivers`` (``hosts``, ``services``, ``holdings``);
-        ``takes``: host to service to ``inputs`` and ``builder``; ``problems``: host to why it cannot be rebuilt.
+    :returns: ``id`` of this decision; ``builds``: host to its ``services`` and ``receivers`` (``hosts``, ``services``,
+        ``holdings``); ``takes``: host to service to ``inputs`` and ``builder``; ``problems``: host to why it cannot be
+        rebuilt.
     """
     builds: dict[str, dict[str, Any]] = {}
     takes: dict[str, dict[str, dict[str, str]]] = {}
@@ -43,7 +45,7 @@ def plan_once(results: Results, builder: str = "") -> dict[str, Any]:
     for (source, host), services in wanted.items():
         _add_receiver(builds[source]["receivers"], host, services, results[host].get("holdings") or {})
     problems = {host: text for host, result in results.items() if (text := _problem(result, takes.get(host, {})))}
-    return {"builds": builds, "takes": takes, "problems": problems}
+    return {"id": uuid.uuid4().hex[:12], "builds": builds, "takes": takes, "problems": problems}
 
 
 def _services(result: Mapping[str, Any]) -> Sequence[Service]:
@@ -127,6 +129,12 @@ def receivers_of(host: str, once: Mapping[str, Any], built: Mapping[str, Any]) -
         {"hosts": r["hosts"], "images": [refs[s] for s in r["services"] if s in refs], "holdings": r["holdings"]}
         for r in given
     ]
+
+
+def not_taken(host: str, once: Mapping[str, Any], built: Mapping[str, Any]) -> list[str]:
+    """:returns: the names that a builder needs no longer once its deltas are made: it takes these images not itself."""
+    own = once.get("takes", {}).get(host, {})
+    return [image["ref"] for image in built.get("images") or () if image["service"] not in own]
 
 
 # -- the rollout ------------------------------------------------------------------------------------------------------

@@ -223,6 +223,10 @@ images:
   returned: when something changed
   type: list
   elements: dict
+idle:
+  description: That there is nothing to do here, neither by the plan nor left by an earlier run.
+  returned: when O(action=preflight), where it is so
+  type: bool
 holdings:
   description: The layers that the host holds, in the schema of module_utils/offline_rebuild/delta.py.
   returned: when O(action=preflight) and O(strategy=build_once), and something is to be made

@@ -26,6 +26,11 @@ options:
     description: Where to write; the archives get its owner.
     type: path
     required: true
+  forget:
+    description: Names that are taken away when the archives are written.
+    type: list
+    elements: str
+    default: []
   state_dir:
     description: Where caches are kept on the host.
     type: path
@@ -65,6 +70,7 @@ from ansible.module_utils.offline_rebuild.errors import OfflineRebuildError
 ARGUMENT_SPEC = {
     "receivers": {"type": "list", "elements": "dict", "required": True},
     "folder": {"type": "path", "required": True},
+    "forget": {"type": "list", "elements": "str", "default": []},
     "state_dir": {"type": "path", "default": "/var/lib/offline-rebuild"},
 }
 

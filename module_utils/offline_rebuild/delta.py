@@ -142,6 +142,7 @@ class DeltaRequest:
 
     receivers: Sequence[Mapping[str, Any]]
     folder: str
+    forget: Sequence[str] = ()
     state_dir: str = "/var/lib/offline-rebuild"
 
 
@@ -254,9 +255,12 @@ def make_for(request: DeltaRequest) -> List[Dict[str, Any]]:
         for item in request.receivers
     ]
     try:
-        return make_all(store, receivers, request.folder)
+        made = make_all(store, receivers, request.folder)
     except OSError as error:
         raise of_system(error) from error
+    if request.forget:
+        docker.run("image", "rm", "--no-prune", *request.forget, check=False)
+    return made
 
 
 def make_all(store: ImageStore, receivers: Sequence[Receiver], folder: str) -> List[Dict[str, Any]]:

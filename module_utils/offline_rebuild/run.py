@@ -88,6 +88,7 @@ class Outcome:
     :param images: what was made, see :meth:`planner.Planner.made`.
     :param timings: seconds per phase.
     :param advice: what could be better in Dockerfiles and build contexts, where it was asked for (advice.py).
+    :param idle: a preflight found nothing to do: neither by the plan nor left by an earlier run.
     :param holdings: with ``build_once``, what a preflight found that the host holds (delta.py).
     :param dockerfiles: with the advice, the Dockerfiles' texts by name, secrets masked.
     :param secrets: values that no result may show (release.py, ``secrets_of``).
@@ -106,6 +107,7 @@ class Outcome:
     dockerfiles: Optional[Mapping[str, str]] = None
     secrets: Sequence[str] = ()
     holdings: Optional[Mapping[str, Any]] = None
+    idle: bool = False
 
     @property
     def diff(self) -> Optional[Mapping[str, str]]:
@@ -128,6 +130,8 @@ class Outcome:
                 result[name] = value
         if self.plan is not None:
             result["plan"] = self.plan.to_dict()
+        if self.idle:
+            result["idle"] = True
         if self.release is not None:
             result["release"] = masked(self.release, self.secrets)
         if self.failed:
@@ -234,7 +238,9 @@ def _ready(planner: Planner, info: EngineInfo, request: Request, clock: float) -
     if plan.changed and not plan.blocked:
         _preflight(info, plan, request)
     found = _planned(plan, {"plan": round(time.monotonic() - clock, 3)})
-    ready = replace(found, changed=False, msg=found.msg if found.failed else f"ready: {found.msg}")
+    cut_off = any(release.swapped for release in Journal(request.state_dir, planner.project.name).unfinished())
+    idle = not (plan.changed or plan.blocked or cut_off)
+    ready = replace(found, changed=False, msg=found.msg if found.failed else f"ready: {found.msg}", idle=idle)
     if request.strategy != "build_once" or not (plan.changed or plan.blocked):
         return ready
     from .delta import holdings

@@ -56,6 +56,7 @@ def unheard(_name: str, _text: str) -> None:
 _UP_EXTRA = 120.0
 #: From here on ``--no-deps`` does not change the config hash (docker/compose, commit d658fecc6).
 _NO_DEPS_SINCE = (2, 29, 3)
+_HELD = re.compile(r"Bind for \S*:(\d+) failed: port is already allocated")
 #: In place of a return code: a service could not be swapped in the rolling way.
 _NOT_ROLLED = -1
 
@@ -481,7 +482,7 @@ class _Transaction:
             _took(release, back + "gate", gated)
         if rc != 0:
             result.ok = self.up_ok = False
-            up = f"`docker compose up` ended with {rc}: {said}; {result.reason}".rstrip("; ")
+            up = f"`docker compose up` ended with {rc}: {said}; {result.reason}".rstrip("; ") + self._held_port(said)
             result.reason = said if rc == _NOT_ROLLED else up
         if not result.ok:
             release.evidence += self._evidence(result, said, back)
@@ -645,6 +646,19 @@ class _Transaction:
                 return False
             time.sleep(0.2)
         return away
+
+    def _held_port(self, said: str) -> str:
+        """An engine that was killed while it gave a port to a container may keep it when it is back, for a container
+        that is gone (seen with 26.1): nothing but its restart frees the port.
+
+        :returns: what to do about it, ``""`` where that is not so.
+        """
+        found = _HELD.search(said)
+        if found is None or self.docker.run("ps", "-q", "--filter", f"publish={found.group(1)}", check=False).text:
+            return ""
+        return (
+            f"; the engine holds port {found.group(1)} for a container that is gone: restart the engine, then run again"
+        )
 
     def _evidence(self, result: health.GateResult, said: str, back: str) -> List[Dict[str, Any]]:
         bad = [name for name, found in result.services.items() if found.verdict != "ok"] or list(result.services)

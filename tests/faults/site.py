@@ -120,6 +120,11 @@ class Site:
         self.host.ssh(["mkdir", "-p", SRC])
         self.start()
 
+    def restart_engine(self) -> None:
+        """As an operator does who was told to."""
+        self.host.ssh("/usr/local/sbin/host-engine restart")
+        self.host.wait_ready()
+
     def start(self) -> None:
         """From nothing to the first version, also after a row that went wrong."""
         self.host.ssh(

@@ -23,6 +23,7 @@ KINDS = ("trixie:classic:2", "testing:classic:1", "testing:containerd:1")
 TARGET = "/srv/shop"
 BASE = "127.0.0.1:9/shop/base:1"
 IMAGE = "shop-web:latest"
+SIDE_IMAGE = "shop-side:latest"
 PORT = 8080
 #: Its RUNs come after the sources and leave something else at each build: hosts that each build get different images.
 DOCKERFILE = f"""FROM {BASE}
@@ -39,6 +40,16 @@ COMPOSE = f"""services:
     ports: ["{PORT}:{PORT}"]
     stop_grace_period: 1s
     init: true
+  side:
+    build: ./side
+    image: {SIDE_IMAGE}
+    stop_grace_period: 1s
+    init: true
+"""
+#: No RUN follows its sources: every host can assemble its image.
+SIDE = f"""FROM {BASE}
+COPY page /srv/page
+CMD ["httpd", "-f", "-p", "8080", "-h", "/srv"]
 """
 VARIABLES: dict[str, Any] = {
     "offline_rebuild_project_src": TARGET,
@@ -111,7 +122,8 @@ def install(fleet: Hosts, ballast: int = 0) -> None:
         build = "DOCKER_BUILDKIT=1 BUILDX_NO_DEFAULT_ATTESTATIONS=1 docker build -q --network=none"
         first.ssh(f"{build} -t {BASE} /srv/base")
         write(first, "1 good")
-        first.ssh(f"{build} -t {IMAGE} {TARGET} && docker save -o /srv/shop.tar {BASE} {IMAGE}")
+        first.ssh(f"{build} -t {IMAGE} {TARGET} && {build} -t {SIDE_IMAGE} {TARGET}/side")
+        first.ssh(f"docker save -o /srv/shop.tar {BASE} {IMAGE} {SIDE_IMAGE}")
         archive = Path(folder) / "shop.tar"
         with archive.open("wb") as stream:
             subprocess.run(
@@ -128,10 +140,11 @@ def install(fleet: Hosts, ballast: int = 0) -> None:
             list(pool.map(one, fleet))
 
 
-def write(host: Host, version: str) -> None:
+def write(host: Host, version: str, page: str = "1") -> None:
     """Puts the tree on a host, with that text as its version; ``good`` in it is what the health check looks for."""
     files = {"Dockerfile": DOCKERFILE, "compose.yaml": COMPOSE, "app/version": version + "\n"}
-    host.ssh(f"mkdir -p {TARGET}/app")
+    files.update({"side/Dockerfile": SIDE, "side/page": page + "\n"})
+    host.ssh(f"mkdir -p {TARGET}/app {TARGET}/side")
     for name, text in files.items():
         new = f"{TARGET}/{name}"
         host.ssh(f"cat > /srv/new && {{ cmp -s /srv/new {new} || cp /srv/new {new}; }}", input=text)

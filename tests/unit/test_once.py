@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from control_node.once import batches, expected, plan_once, receivers_of, rollout_sizes, sent_to, stopped
+from control_node.once import batches, expected, not_taken, plan_once, receivers_of, rollout_sizes, sent_to, stopped
 from module_utils.offline_rebuild.errors import OfflineRebuildError
 from module_utils.offline_rebuild.once import Sent, name_of, read_sent
 
@@ -75,6 +75,8 @@ def test_hosts_that_hold_the_same_are_one_receiver() -> None:
     assert read_sent(sent["sent"])["web"] == Sent("web", "i", "a", "r", "c", ("l",), boundary=2, archive="/x")
     assert sent_to("a", once, {"a": built}, deltas)["sent"][0]["archive"] == ""
     assert sent_to("b", once, {"a": {}}, {})["missing"] == ["a"]
+    assert not_taken("a", once, built) == []
+    assert not_taken("a", plan_once({"a": looked("unchanged", ""), "b": looked()}), built) == ["r"]
     assert expected("b", once) == [{"service": "web", "inputs": "i", "builder": "a"}]
 
 

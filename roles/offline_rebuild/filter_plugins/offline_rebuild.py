@@ -13,7 +13,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from control_node.confirm import plan_digest, plan_text
-from control_node.once import expected, plan_once, receivers_of, rollout_sizes, sent_to, stopped
+from control_node.once import expected, not_taken, plan_once, receivers_of, rollout_sizes, sent_to, stopped
 from control_node.window import refusal
 
 
@@ -25,6 +25,7 @@ class FilterModule:
         return {
             "change_refusal": refusal,
             "once_expected": expected,
+            "once_forget": not_taken,
             "once_plan": plan_once,
             "once_receivers": receivers_of,
             "once_sent": sent_to,
