@@ -16,7 +16,7 @@ PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Python without the ending
-PYTHON_SCRIPTS = scripts/connected-build scripts/demo scripts/make-pyz
+PYTHON_SCRIPTS = scripts/connected-build scripts/demo scripts/make-pyz scripts/setup-from-bundle
 # every shell script, whatever its name
 SHELL_SCRIPTS = $(shell grep -lE '^\#!/(usr/)?bin/(env )?(ba)?sh' $$(git ls-files -co --exclude-standard -- ':!tests/corpus' 2>/dev/null) 2>/dev/null)
 export PYTHONPATH := $(CURDIR)
@@ -29,7 +29,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: ## virtual environment from the lock file, and a Docker engine if none runs (BUNDLE=path: from a bundle, offline)
-	@BUNDLE="$(BUNDLE)" scripts/setup
+	@BUNDLE="$(BUNDLE)" SIGNERS="$(SIGNERS)" scripts/setup
 
 demo: setup ## the whole story on two air-gapped test hosts
 	@if [ "$$(head -n 1 scripts/demo | grep -c python)" = 1 ]; then $(PY) scripts/demo; else scripts/demo; fi
