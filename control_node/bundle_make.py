@@ -245,7 +245,7 @@ def _put(folder: Path, target: Path, index: Index) -> int:
             path.chmod(0o755 if path.is_dir() else 0o644)
         folder.rename(target)
         return sum((target / name).stat().st_size for name in names)
-    partial = folder.with_suffix(".tar")
+    partial = folder.with_name(folder.name + ".tar")
     try:
         with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
             for name in names:
