@@ -73,10 +73,12 @@ def make(request: MakeRequest) -> dict[str, Any]:
     if request.build_stages and not request.check:
         bundle_stages.build(docker, project, request)
     store = ImageStore(docker)
-    images = _images(store, [*bundle_stages.names(docker, project, request), *request.images], request.check)
+    wanted, absent = bundle_stages.names(docker, project, request)
+    images = _images(store, [*wanted, *request.images], request.check)
     names = sorted(name for refs, _ in images for name in refs)
+    note = _note(absent, request)
     if request.check:
-        return {"changed": True, "msg": f"would be put into {target}: {', '.join(names)}", "images": names}
+        return {"changed": True, "msg": f"would be put into {target}: {', '.join(names)}{note}", "images": names}
     with _beside(target) as folder:
         index = _fill(folder, request, store, project, images, since)
         raw = index.encode()
@@ -84,8 +86,19 @@ def make(request: MakeRequest) -> dict[str, Any]:
         if request.sign_key:
             (folder / SIGNATURE).write_bytes(sign(raw, request.sign_key))
         size = _put(folder, target, index)
-    told = f"bundle {index.id} with {len(images)} image(s), {size} bytes: {target}"
+    told = f"bundle {index.id} with {len(images)} image(s), {size} bytes: {target}{note}"
     return {"changed": True, "msg": told, "id": index.id, "images": names, "size": size}
+
+
+def _note(absent: Sequence[str], request: MakeRequest) -> str:
+    if not absent:
+        return ""
+    if request.build_stages:
+        return f"; built for it: {', '.join(absent)}" if request.check else ""
+    return (
+        f"; not in it, since no such image is here: {', '.join(absent)} (a stage whose sources are edited in the gap "
+        "needs its image: offline_rebuild_bundle_build_stages=true builds it)"
+    )
 
 
 def _target(request: MakeRequest) -> Path:
@@ -123,8 +136,21 @@ def _images(store: ImageStore, names: Sequence[str], check: bool) -> list[tuple[
             continue  # a check builds no stage
         if image is None:
             raise missing_image(name, ("the bundle",), store.info.platform)
-        found.setdefault(image.id, ([], image))[0].append(name)
+        refs = found.setdefault(image.id, ([], image))[0]
+        refs += [ref for ref in _refs(name, image) if ref not in refs]
     return [(tuple(refs), image) for refs, image in found.values()]
+
+
+def _refs(name: str, image: Image) -> Sequence[str]:
+    """:returns: the names that an image is loaded by: ``docker load`` gives none with a digest."""
+    if "@" not in name:
+        return [name]
+    if not image.refs:
+        raise OfflineRebuildError(
+            "image-missing", f"{name} has no tag on this machine, and docker load gives no name by digest",
+            "give it one (docker tag) and name that in the compose file",
+        )  # fmt: skip
+    return image.refs
 
 
 @contextlib.contextmanager
@@ -182,27 +208,25 @@ def _blobs(
     saved = copy_out(store, [image for _, image in images], wanted, put, see.left_out)
     for diff_id, (digest, _) in saved.copied.items():
         see.carried(diff_id, folder / blob_name(digest))
-    earlier = _layers_of(since) if since else {}
-    listed = [_listed(folder, refs, image, saved, earlier) for refs, image in images]
+    known_layers = _known_layers(saved, [image for _, image in images], since)
+    listed = [_listed(folder, refs, image, saved, known_layers) for refs, image in images]
     return listed, {diff_id for _, image in images for diff_id in image.diff_ids} - wanted, see
 
 
-def _layers_of(since: Index) -> dict[str, Layer]:
-    return {diff_id: layer for image in since.images for diff_id, layer in zip(image.diff_ids, image.layers)}
+def _known_layers(saved: Saved, images: Sequence[Image], since: Index | None) -> dict[str, Layer]:
+    """How each layer is carried, here or in the earlier bundle, by diff_id. One that is there in two forms, plain and
+    compressed, is carried in one."""
+    found = {d: layer for each in (since.images if since else ()) for d, layer in zip(each.diff_ids, each.layers)}
+    own = [each for image in images for each in image.layer_descriptors or ()]
+    kinds = {str(each["digest"]): str(each["mediaType"]) for each in own}
+    found.update(
+        (diff_id, Layer(digest, size, kinds.get(digest, PLAIN))) for diff_id, (digest, size) in saved.copied.items()
+    )
+    return found
 
 
-def _listed(
-    folder: Path, refs: tuple[str, ...], image: Image, saved: Saved, earlier: Mapping[str, Layer]
-) -> BundleImage:
-    own = image.layer_descriptors
-    layers: list[Layer] = []
-    for place, diff_id in enumerate(image.diff_ids):
-        if own is not None:
-            layers.append(Layer(str(own[place]["digest"]), int(own[place]["size"]), str(own[place]["mediaType"])))
-        elif diff_id in saved.copied:
-            layers.append(Layer(*saved.copied[diff_id], PLAIN))
-        else:
-            layers.append(earlier[diff_id])
+def _listed(folder: Path, refs: tuple[str, ...], image: Image, saved: Saved, known: Mapping[str, Layer]) -> BundleImage:
+    layers = [known[diff_id] for diff_id in image.diff_ids]
     documents = saved.documents.values()
     config = next((raw for raw in documents if sha256(raw) == image.config_digest), None)
     if config is None:

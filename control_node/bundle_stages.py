@@ -50,13 +50,15 @@ def _planner(docker: Docker, project: Project, request: Any) -> Planner:
     return Planner(docker, project, Settings("/nonexistent", args))
 
 
-def names(docker: Docker, project: Project, request: Any) -> list[str]:
+def names(docker: Docker, project: Project, request: Any) -> tuple[list[str], list[str]]:
     """:returns: the services' images; the bases and other images that Dockerfiles name, and the images of stages
-    (``<repository>:<stage>``), where they are here."""
+    (``<repository>:<stage>``), where they are here; and the images of stages that are not."""
     planner = _planner(docker, project, request)
     found = [service.image for service in project.services]
-    wanted = [need.name for need in needs(planner)] + [name for _, _, name in _stages(planner)]
-    return found + [name for name in wanted if planner.store.find(name) is not None]
+    stages = list(dict.fromkeys(name for _, _, name in _stages(planner)))
+    wanted = [need.name for need in needs(planner)] + stages
+    here = [name for name in wanted if planner.store.find(name) is not None]
+    return found + here, [name for name in stages if name not in here]
 
 
 def _stages(planner: Planner) -> Iterator[tuple[Service, str, str]]:

@@ -281,17 +281,19 @@ def _write_record(document: Mapping[str, Any], request: BundleRequest, store: Im
 
     :returns: whether something was written.
     """
-    records = RecordStore(request.state_dir)
-    by_digest = {image.config_digest: image.id for image in store.all()}
-    image_id = by_digest.get(str(document["config_digest"]))
-    if image_id is None or document["schema"] != SCHEMA:
+    if document["schema"] != SCHEMA:
         return False
+    digest = str(document["config_digest"])
+    images = store.all()
+    by_digest = {image.config_digest: image.id for image in images}
+    records = RecordStore(request.state_dir)
     written = False
-    for data in reversed(document["stages"]):  # the first of a record is the newest
-        stage = stage_record(data)
-        # a base that is not here keeps its digest: whatever has that name here is seen to be another
-        stage = replace(stage, base_id=by_digest.get(stage.base_id, stage.base_id))
-        written = records.write(image_id, str(document["config_digest"]), stage) or written
+    for image_id in [image.id for image in images if image.config_digest == digest]:
+        for data in reversed(document["stages"]):  # the first of a record is the newest
+            stage = stage_record(data)
+            # a base that is not here keeps its digest: whatever has that name here is seen to be another
+            stage = replace(stage, base_id=by_digest.get(stage.base_id, stage.base_id))
+            written = records.write(image_id, digest, stage) or written
     return written
 
 

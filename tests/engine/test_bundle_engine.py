@@ -1,7 +1,7 @@
 """A bundle, made by the playbook on the engine here, and imported by the playbook on a real air-gapped host.
 
 ``OFR_ENGINE`` and ``OFR_STORE`` choose the host. The engine here may lack the plugins that a connected machine has:
-they are taken from the host then.
+they are taken from a host's image then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.equality.bases import busybox
-from tests.hosts import Host, Hosts
+from tests.hosts import Host, Hosts, ensure_image
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,14 +114,18 @@ class Site:
         return sorted(images.splitlines() + files.splitlines())
 
 
-def plugins(folder: Path, host: Host) -> dict[str, str]:
+def plugins(folder: Path) -> dict[str, str]:
     """An environment in which ``docker compose`` and ``docker buildx`` are there."""
     if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
         return dict(os.environ)
     (folder / "cli-plugins").mkdir(parents=True)
+    made = subprocess.run(
+        ["docker", "create", ensure_image("trixie"), "true"], check=True, capture_output=True, text=True
+    )
     for name in ("docker-compose", "docker-buildx"):
-        source = f"{host.container.name}:/usr/libexec/docker/cli-plugins/{name}"
+        source = f"{made.stdout.strip()}:/usr/libexec/docker/cli-plugins/{name}"
         subprocess.run(["docker", "cp", source, folder / "cli-plugins"], check=True, capture_output=True)
+    subprocess.run(["docker", "rm", made.stdout.strip()], check=True, capture_output=True)
     return {**os.environ, "DOCKER_CONFIG": str(folder)}
 
 
@@ -135,7 +139,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("bundle")
     engine, store = os.environ.get("OFR_ENGINE", "trixie"), os.environ.get("OFR_STORE", "classic")
     with Hosts.up("bundle", count=1, engine=engine, store=store) as hosts:
-        env = {**plugins(folder / "docker", hosts[0]), "DOCKER_BUILDKIT": "1"}
+        env = {**plugins(folder / "docker"), "DOCKER_BUILDKIT": "1"}
         made = Site(folder, hosts, {**env, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"})
         (folder / "signers").write_text(f"release@example.org {signer(folder, 'key')}\n")
         (folder / "base").mkdir()
