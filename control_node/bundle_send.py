@@ -151,7 +151,11 @@ def _check_room(lack: Lack, free: Mapping[str, Any]) -> None:
     """The archive lies in the state folder until the engine has taken it in."""
     size = lack.layer_bytes
     packed = any(not layer.media_type.endswith("tar") for each in lack.missing for layer in each.image.layers)
-    needed = {"engine": size * (4 if packed else 1), "state": size}
+    unpacked = size * (4 if packed else 1)
+    needed = {
+        "engine": unpacked + (size if lack.store == "containerd" else 0),
+        "state": size,
+    }  # it keeps the blobs, too
     if free["same"]:
         needed = {"engine": needed["engine"] + needed["state"]}
     for place, wanted in needed.items():
@@ -287,5 +291,7 @@ def report(lack: Lack) -> tuple[list[dict[str, Any]], str]:
         for each in lack.missing
     ]
     told = [f"{row['name']} ({row['carried']} of {row['layers']} layers, {row['bytes']} bytes)" for row in rows]
+    if len(told) > 1:
+        told.append(f"together {lack.layer_bytes} bytes, since images share layers")
     evidence = len(lack.records) + len(lack.lists)
     return rows, "; ".join([*told, *([f"{evidence} file(s) of evidence"] if evidence else [])])

@@ -19,16 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_node.bundle_index import BundleImage, Index, Layer, Needs, Part, read_index
-from control_node.bundle_make import MakeRequest, _put, make
+from control_node.bundle_make import MakeRequest, _known_layers, _note, _put, _refs, make
 from control_node.bundle_read import Bundle, open_bundle, sign
 from control_node.bundle_send import check_images, lacking, pack, report, summary
 from module_utils.offline_rebuild import bundled
 from module_utils.offline_rebuild.archive import read_archive
 from module_utils.offline_rebuild.bundled import BundleRequest
-from module_utils.offline_rebuild.delta import Held, Holdings
+from module_utils.offline_rebuild.delta import Held, Holdings, Saved
 from module_utils.offline_rebuild.errors import OfflineRebuildError
 from module_utils.offline_rebuild.graft import blob_name
 from module_utils.offline_rebuild.image import sha256
+from tests.unit.depot import image_of
 
 LAYERS = [b"first" * 3000, b"second" * 5000]
 DIFF_IDS = tuple(sha256(layer) for layer in LAYERS)
@@ -441,6 +442,35 @@ def test_signed_or_not_must_be_said(tmp_path: Path) -> None:
     with pytest.raises(OfflineRebuildError) as caught:
         make(MakeRequest(str(tmp_path / "c"), str(tmp_path), unsigned=True, since=str(tmp_path / "absent")))
     assert caught.value.code == "bundle-missing"
+
+
+def test_names_that_images_are_loaded_by() -> None:
+    made = image_of({"rootfs": {"type": "layers", "diff_ids": []}}, refs=["app:1", "app:2"])
+    assert _refs("app:2", made) == ["app:2"]
+    assert _refs("app@sha256:" + "a" * 64, made) == ("app:1", "app:2")
+    with pytest.raises(OfflineRebuildError, match="no tag"):
+        _refs("app@sha256:" + "a" * 64, replace(made, refs=()))
+
+
+def test_a_layer_in_two_forms_is_carried_in_one() -> None:
+    rootfs = {"rootfs": {"type": "layers", "diff_ids": [DIFF_IDS[0]]}}
+    packed, plain = sha256(b"packed"), DIFF_IDS[0]
+    images = [
+        replace(image_of(rootfs), manifest={"layers": [{"digest": digest, "size": 5, "mediaType": kind}]})
+        for digest, kind in ((packed, TAR + "+gzip"), (plain, TAR))
+    ]
+    known = _known_layers(Saved(copied={DIFF_IDS[0]: (packed, 5)}), images, None)
+    assert known == {DIFF_IDS[0]: Layer(packed, 5, TAR + "+gzip")}
+    earlier = index_of(contents())
+    assert _known_layers(Saved(), [], earlier)[DIFF_IDS[1]] == image().layers[1]
+
+
+def test_a_stage_that_is_not_there_is_said() -> None:
+    asked = MakeRequest("b", "src", unsigned=True)
+    assert _note([], asked) == ""
+    assert "app:builder" in _note(["app:builder"], asked)
+    assert _note(["app:builder"], replace(asked, build_stages=True)) == ""
+    assert "built for it" in _note(["app:builder"], replace(asked, build_stages=True, check=True))
 
 
 def test_evidence_with_another_name_is_not_written(tmp_path: Path) -> None:
