@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 from module_utils.offline_rebuild.errors import OfflineRebuildError
@@ -27,10 +29,18 @@ def put(folder: Path) -> None:
     folder.mkdir()
     (folder / LOCK).write_bytes((ROOT / LOCK).read_bytes())
     pip = _pip()
-    for version in PYTHONS:
-        argv = [*pip, "download", "-q", "--no-deps", "--require-hashes", "--only-binary=:all:", "-r", str(ROOT / LOCK)]
-        _run([*argv, "--python-version", version, "-d", str(folder / "wheels")], f"for Python {version}")
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as everything:
+        everything.write(without_markers((ROOT / LOCK).read_text(encoding="utf-8")))
+        everything.flush()
+        argv = [*pip, "download", "-q", "--no-deps", "--require-hashes", "--only-binary=:all:", "-r", everything.name]
+        for version in PYTHONS:
+            _run([*argv, "--python-version", version, "-d", str(folder / "wheels")], f"for Python {version}")
     _project(folder / PROJECT)
+
+
+def without_markers(lock: str) -> str:
+    """:returns: the lock file with every package for every Python: pip judges markers by the Python that it runs on."""
+    return re.sub(r"^(\S+==\S+) ; .*?( \\)$", r"\1\2", lock, flags=re.MULTILINE)
 
 
 def _pip() -> list[str]:

@@ -35,7 +35,8 @@ def records(folder: Path, request: Any, store: ImageStore, images: Sequence[Imag
             raise OfflineRebuildError(
                 "bundle-tree-differs",
                 f"a bundle's records must be of the tree that the images were built from: {done.msg}",
-                "build the images of this tree first (docker compose build)",
+                "build the images of this tree first (docker compose build); stages that have no image of their own "
+                "are built by offline_rebuild_bundle_build_stages=true",
                 request.project_src,
             )
         _lists(Path(state) / "layers", store, images)

@@ -21,7 +21,7 @@ from module_utils.offline_rebuild.cli import Docker
 from module_utils.offline_rebuild.delta import Held, Holdings, Saved, copy_out, longest, own_manifest
 from module_utils.offline_rebuild.errors import OfflineRebuildError
 from module_utils.offline_rebuild.graft import blob_name
-from module_utils.offline_rebuild.image import Image, ImageStore, missing_image, normal_ref, sha256
+from module_utils.offline_rebuild.image import Image, ImageStore, normal_ref, sha256
 
 from . import bundle_control, bundle_evidence, bundle_stages
 from .bundle_index import INDEX, SIGNATURE, BundleImage, Index, Layer, Needs, Part, read_index
@@ -135,7 +135,11 @@ def _images(store: ImageStore, names: Sequence[str], check: bool) -> list[tuple[
         if image is None and check:
             continue  # a check builds no stage
         if image is None:
-            raise missing_image(name, ("the bundle",), store.info.platform)
+            raise OfflineRebuildError(
+                "image-missing",
+                f"image {name} is not on this machine",
+                "first: docker compose build, or docker pull it",
+            )
         refs = found.setdefault(image.id, ([], image))[0]
         refs += [ref for ref in _refs(name, image) if ref not in refs]
     return [(tuple(refs), image) for refs, image in found.values()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -247,11 +248,14 @@ def test_a_host_without_the_base_refuses_a_differential_bundle(site: Site) -> No
 def test_a_bundle_sets_up_a_control_node_with_no_network(site: Site) -> None:
     bundle = site.make("control.tar", offline_rebuild_bundle_control_node=True)
     with tarfile.open(bundle) as archive:
+        wheels = {name.split("/")[-1].split("-")[0].lower() for name in archive.getnames() if name.endswith(".whl")}
         inner = archive.extractfile("control/offline-rebuild.tar")
         assert inner is not None
         with tarfile.open(fileobj=inner) as project:
             project.extractall(site.folder / "gap", filter="data")
     root = site.folder / "gap/offline-rebuild"
+    locked = re.findall(r"^([a-z0-9_.-]+)==", (root / "requirements-control.txt").read_text(), re.MULTILINE)
+    assert {re.sub(r"[-.]", "_", name) for name in locked} == wheels  # those for other Pythons than this one, too
     quiet = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "UV_", "VIRTUAL_ENV"))}
     offline = ["unshare", "-n"] if os.geteuid() == 0 else []
     make = [*offline, "make", "setup", f"BUNDLE={bundle}", f"SIGNERS={site.folder / 'signers'}"]

@@ -18,6 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from control_node import bundle_control
+from control_node.bundle_control import LOCK, without_markers
 from control_node.bundle_index import BundleImage, Index, Layer, Needs, Part, read_index
 from control_node.bundle_make import MakeRequest, _known_layers, _note, _put, _refs, make
 from control_node.bundle_read import Bundle, open_bundle, sign
@@ -442,6 +444,14 @@ def test_signed_or_not_must_be_said(tmp_path: Path) -> None:
     with pytest.raises(OfflineRebuildError) as caught:
         make(MakeRequest(str(tmp_path / "c"), str(tmp_path), unsigned=True, since=str(tmp_path / "absent")))
     assert caught.value.code == "bundle-missing"
+
+
+def test_a_control_node_gets_the_wheels_of_every_python() -> None:
+    text = "a==1 ; python_full_version < '3.13' \\\n    --hash=sha256:1\nb==2 \\\n    --hash=sha256:2\n"
+    assert without_markers(text) == "a==1 \\\n    --hash=sha256:1\nb==2 \\\n    --hash=sha256:2\n"
+    lock = (bundle_control.ROOT / LOCK).read_text(encoding="utf-8")
+    assert " ; " in lock
+    assert " ; " not in without_markers(lock)
 
 
 def test_names_that_images_are_loaded_by() -> None:
