@@ -68,6 +68,8 @@ def make(request: MakeRequest) -> dict[str, Any]:
     """
     target = _target(request)
     since = _since(request.since) if request.since else None
+    if request.sign_key:
+        sign(b"", request.sign_key)  # a key that cannot sign is said now, not after minutes
     docker = Docker()
     project = bundle_stages.project_of(docker, request)
     if request.build_stages and not request.check:
@@ -160,6 +162,9 @@ def _refs(name: str, image: Image) -> Sequence[str]:
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A new folder beside the target, gone afterwards."""
+    for left in target.parent.glob(f".{target.name}.*.part*"):  # by runs that were killed
+        if not Path("/proc", left.name.split(".")[-2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
     folder = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         folder.mkdir(parents=True)
@@ -273,7 +278,7 @@ def _put(folder: Path, target: Path, index: Index) -> int:
             path.chmod(0o755 if path.is_dir() else 0o644)
         folder.rename(target)
         return sum((target / name).stat().st_size for name in names)
-    partial = folder.with_name(folder.name + ".tar")
+    partial = folder / "bundle.tar"  # no name of a part
     try:
         with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
             for name in names:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -26,7 +27,7 @@ from tests.hosts import Host, Hosts, ensure_image
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "127.0.0.1:9/bundle/base:1"
-APP, STAGE = "bundle-tiny-web:1", "bundle-tiny-web:builder"
+APP, STAGE, BALLAST = "bundle-tiny-web:1", "bundle-tiny-web:builder", "bundle-ballast:1"
 PYZ = "/opt/offline/offline-rebuild.pyz"
 STATE = "/var/lib/offline-rebuild"
 COMPOSE = """name: bundletiny
@@ -156,7 +157,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         hosts[0].put(folder / "dist", "/opt/offline")
         hosts[0].put(made.tree, "/srv/tiny")
         yield made
-    subprocess.run(["docker", "image", "rm", "-f", APP, STAGE, BASE], capture_output=True, check=False)
+    subprocess.run(["docker", "image", "rm", "-f", APP, STAGE, BALLAST, BASE], capture_output=True, check=False)
 
 
 def damage(bundle: Path, target: Path, how: str) -> Path:
@@ -243,6 +244,28 @@ def test_a_host_without_the_base_refuses_a_differential_bundle(site: Site) -> No
     assert "bundle-older" in site.take(site.folder / "first.tar", code=2)
     said = site.take(site.folder / "first.tar", offline_rebuild_bundle_allow_older=True)
     assert "loaded:" in said
+
+
+def test_an_import_that_is_killed_is_simply_repeated(site: Site) -> None:
+    (site.folder / "ballast").mkdir()
+    (site.folder / "ballast/Dockerfile").write_text(f"FROM {BASE}\nRUN head -c 80000000 /dev/urandom > /ballast\n")
+    subprocess.run(["docker", "build", "-q", "-t", BALLAST, site.folder / "ballast"], env=site.env, check=True)
+    bundle = site.make("third", offline_rebuild_bundle_images=[BALLAST])
+    given = {"offline_rebuild_bundle": str(bundle), "offline_rebuild_bundle_unsigned": True}
+    argv = ["ansible-playbook", "-i", site.hosts.inventory, ROOT / "playbooks/import.yml", "-e", json.dumps(given)]
+    run = subprocess.Popen(argv, cwd=ROOT, env=site.env, stdout=subprocess.DEVNULL, start_new_session=True)
+    while run.poll() is None and site.host.ssh(f"test -s {STATE}/incoming/archive.tar", check=False).returncode != 0:
+        continue
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    site.host.ssh("pkill -KILL -f '[A]nsiballZ_'; pkill -KILL -f '[d]ocker load'", check=False)
+    assert "<none>" not in site.host.docker("image", "ls")
+    site.take(bundle)
+    held = site.host.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split()
+    assert BALLAST in held
+    assert not [name for name in held if "<none>" in name]
+    assert site.host.ssh(f"ls {STATE}/incoming", check=False).returncode != 0
+    assert "changed=0" in site.take(bundle)
 
 
 def test_a_bundle_sets_up_a_control_node_with_no_network(site: Site) -> None:

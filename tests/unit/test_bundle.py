@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from control_node import bundle_control
 from control_node.bundle_control import LOCK, without_markers
 from control_node.bundle_index import BundleImage, Index, Layer, Needs, Part, read_index
-from control_node.bundle_make import MakeRequest, _known_layers, _note, _put, _refs, make
+from control_node.bundle_make import MakeRequest, _beside, _known_layers, _note, _put, _refs, make
 from control_node.bundle_read import Bundle, open_bundle, sign
 from control_node.bundle_send import check_images, lacking, pack, report, summary
 from module_utils.offline_rebuild import bundled
@@ -444,6 +444,19 @@ def test_signed_or_not_must_be_said(tmp_path: Path) -> None:
     with pytest.raises(OfflineRebuildError) as caught:
         make(MakeRequest(str(tmp_path / "c"), str(tmp_path), unsigned=True, since=str(tmp_path / "absent")))
     assert caught.value.code == "bundle-missing"
+    with pytest.raises(OfflineRebuildError) as caught:
+        make(MakeRequest(str(tmp_path / "c"), str(tmp_path), sign_key=str(tmp_path / "absent")))
+    assert caught.value.code == "sign-failed"
+
+
+def test_what_a_killed_run_left_beside_a_bundle_is_removed(tmp_path: Path) -> None:
+    left, ours = tmp_path / ".b.tar.999999999.part", tmp_path / f".b.tar.{os.getppid()}.part"
+    for folder in (left, ours):
+        folder.mkdir()
+    with _beside(tmp_path / "b.tar") as made:
+        assert made.is_dir()
+        assert (left.exists(), ours.exists()) == (False, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ours.name]
 
 
 def test_a_control_node_gets_the_wheels_of_every_python() -> None:
