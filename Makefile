@@ -9,7 +9,7 @@ N ?= 2
 ENGINE ?= trixie
 STORE ?= classic
 NAME ?= hosts
-SCENARIO ?= default
+SCENARIO ?= default fleet
 
 PY := .venv/bin/python
 # molecule, ansible and the linters call each other by name
@@ -50,8 +50,9 @@ test-all: lint unit engine test-faults ## as test, with more random cases, on ea
 	@$(MAKE) --no-print-directory equality COMBINATIONS="$(ALL)"
 	for pair in $(ALL); do
 	    echo "== the main job on $$pair"
-	    OFR_ENGINE="$${pair%:*}" OFR_STORE="$${pair#*:}" $(MAKE) --no-print-directory molecule
+	    OFR_ENGINE="$${pair%:*}" OFR_STORE="$${pair#*:}" $(MAKE) --no-print-directory molecule SCENARIO=default
 	done
+	$(MAKE) --no-print-directory molecule SCENARIO=fleet
 
 engine: setup ## tests of single parts on a real engine
 	@$(PY) -m pytest tests/engine
@@ -87,7 +88,7 @@ unit: setup ## the fast tests
 	@$(PY) -m pytest tests/unit
 
 molecule: setup
-	@molecule test --no-command-borders --scenario-name "$(SCENARIO)"
+	@for name in $(SCENARIO); do molecule test --no-command-borders --scenario-name "$$name" || exit 1; done
 
 test-scenario: molecule ## one molecule scenario: SCENARIO=name
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from module_utils.offline_rebuild.errors import OfflineRebuildError
-from module_utils.offline_rebuild.run import of_system
+from module_utils.offline_rebuild.errors import OfflineRebuildError, of_system
 
 __all__ = ["answered", "run_folder"]
 

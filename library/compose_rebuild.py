@@ -151,13 +151,33 @@ options:
     description: With O(action=preflight), the tree will be sent later, so that it is not looked at.
     type: bool
     default: false
+  strategy:
+    description:
+      - V(each_host) makes the images on the host itself.
+      - With V(build_once) and O(action=preflight), the result says what the host holds, so that the controller can let
+        another host make them; what is blocked here is no error then.
+    type: str
+    choices: [each_host, build_once]
+    default: each_host
+  sent:
+    description:
+      - Images that another host made for this one, each with C(service), C(inputs), C(builder), C(ref),
+        C(config_digest), C(layers) and C(archive). One is taken where the tree here asks for the same C(inputs).
+    type: list
+    elements: dict
+    default: []
+  make_services:
+    description: With O(action=build), the services whose images are wanted.
+    type: list
+    elements: str
+    default: []
   action:
     description:
-      - V(rebuild); V(prime) to record the untouched tree as what the images hold; V(rollback) to go back to a kept
-        release, by image and by the compose configuration of then; V(preflight) to say whether a rebuild could be
-        done, which changes nothing.
+      - V(rebuild); V(build) to make images for other hosts and swap nothing; V(prime) to record the untouched tree as
+        what the images hold; V(rollback) to go back to a kept release, by image and by the compose configuration of
+        then; V(preflight) to say whether a rebuild could be done, which changes nothing.
     type: str
-    choices: [rebuild, prime, rollback, preflight]
+    choices: [rebuild, build, prime, rollback, preflight]
     default: rebuild
 author:
   - offline-rebuild maintainers
@@ -203,6 +223,10 @@ images:
   returned: when something changed
   type: list
   elements: dict
+holdings:
+  description: The layers that the host holds, in the schema of module_utils/offline_rebuild/delta.py.
+  returned: when O(action=preflight) and O(strategy=build_once), and something is to be made
+  type: dict
 primed:
   description: Per service whether its tree is recorded, and why not.
   returned: when O(action=prime)
@@ -257,7 +281,10 @@ ARGUMENT_SPEC = {
     "run_time": {"type": "int", "default": 0},
     "advise": {"type": "bool", "default": False},
     "project_pushed": {"type": "bool", "default": False},
-    "action": {"type": "str", "choices": ["rebuild", "prime", "rollback", "preflight"], "default": "rebuild"},
+    "strategy": {"type": "str", "choices": ["each_host", "build_once"], "default": "each_host"},
+    "sent": {"type": "list", "elements": "dict", "default": []},
+    "make_services": {"type": "list", "elements": "str", "default": []},
+    "action": {"type": "str", "choices": ["rebuild", "build", "prime", "rollback", "preflight"], "default": "rebuild"},
 }
 
 

@@ -22,7 +22,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Tuple
 
 from .cli import Docker
 from .delta import holdings
-from .errors import OfflineRebuildError
+from .errors import OfflineRebuildError, of_system
 from .files import write_atomic
 from .image import Image, ImageStore
 from .importer import ImportRequest, import_archives
@@ -139,8 +139,6 @@ def _named_host() -> Iterator[None]:
         error.host = socket.gethostname()
         raise
     except OSError as error:
-        from .run import of_system
-
         raise of_system(error) from error
 
 

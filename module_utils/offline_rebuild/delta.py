@@ -11,32 +11,39 @@ Layers come out of one ``docker save`` and go through as they are, never whole i
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
 import posixpath
+import shutil
 import subprocess
 import tarfile
+import zlib
 from dataclasses import dataclass, field
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .cli import Docker, parse_version
-from .errors import OfflineRebuildError
+from .errors import OfflineRebuildError, of_system
 from .graft import ImageDocument, add_documents, blob_name, manifest_of
 from .image import Image, ImageStore, missing_image, normal_ref, sha256
 from .reuse import same_platform
 
 __all__ = [
     "Delta",
+    "DeltaRequest",
     "Held",
     "Holdings",
     "Part",
+    "Receiver",
     "Saved",
     "common",
     "copy_out",
     "holdings",
     "longest",
     "make",
+    "make_all",
+    "make_for",
     "own_manifest",
     "read_holdings",
 ]
@@ -45,6 +52,9 @@ SCHEMA = 1
 #: A config or manifest is far smaller; what is bigger is a layer.
 _MOST_DOCUMENT = 8 << 20
 _CHUNK = 1 << 20
+#: An archive is compressed where samples of it shrink below this: it is made once and sent to many.
+_PAYS = 0.8
+_SAMPLES, _SAMPLE = 8, 64 << 10
 #: Takes a layer: the digest that it is named by, its size in bytes, its content.
 Put = Callable[[str, int, IO[bytes]], None]
 
@@ -121,6 +131,24 @@ class Delta:
             for part in self.parts
         ]
         return {"images": parts, "layer_bytes": self.layer_bytes, "size": self.size}
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """Hosts that hold the same, and the names of the images that they are to get."""
+
+    hosts: Tuple[str, ...]
+    images: Tuple[str, ...]
+    holdings: Holdings
+
+
+@dataclass(frozen=True)
+class DeltaRequest:
+    """What is asked for; the fields are the options of the module ``image_delta``."""
+
+    receivers: Sequence[Mapping[str, Any]]
+    folder: str
+    state_dir: str = "/var/lib/offline-rebuild"
 
 
 # -- the receiver -----------------------------------------------------------------------------------------------------
@@ -220,9 +248,65 @@ def longest(layers: Sequence[str], there: Holdings) -> Tuple[int, Optional[Held]
     return best
 
 
-def make(store: ImageStore, names: Sequence[str], there: Holdings, path: str) -> Delta:
+def make_for(request: DeltaRequest) -> List[Dict[str, Any]]:
+    """What the module ``image_delta`` does. :returns: as :func:`make_all`.
+
+    :raises OfflineRebuildError: ``holdings-invalid``, ``host-refused``, and as :func:`make`.
+    """
+    docker = Docker()
+    docker.require(compose=None)
+    store = ImageStore(docker, os.path.join(request.state_dir, "configs"), True)
+    receivers = [
+        Receiver(
+            tuple(str(host) for host in item.get("hosts") or ()),
+            tuple(str(name) for name in item.get("images") or ()),
+            read_holdings(json.dumps(item.get("holdings"))),
+        )
+        for item in request.receivers
+    ]
+    try:
+        return make_all(store, receivers, request.folder)
+    except OSError as error:
+        raise of_system(error) from error
+
+
+def make_all(store: ImageStore, receivers: Sequence[Receiver], folder: str) -> List[Dict[str, Any]]:
+    """Write one delta per distinct set of missing layers.
+
+    :param folder: where to; the files get its owner, so that who may read the folder may read them.
+    :returns: per archive its ``path``, ``hosts``, the image names ``refs``, and the fields of :class:`Delta`.
+    :raises OfflineRebuildError: as :func:`make`.
+    """
+    made: Dict[Tuple[Any, ...], Dict[str, Any]] = {}
+    for receiver in receivers:
+        lacks = _lacks(store, receiver)
+        if lacks in made:
+            made[lacks]["hosts"] += receiver.hosts
+            continue
+        path = os.path.join(folder, f"delta-{len(made)}.tar")
+        delta = make(store, receiver.images, receiver.holdings, path, compress=True)
+        owner = os.stat(folder)
+        os.chown(path, owner.st_uid, owner.st_gid)
+        made[lacks] = {"path": path, "hosts": list(receiver.hosts), "refs": list(receiver.images), **delta.to_dict()}
+    return list(made.values())
+
+
+def _lacks(store: ImageStore, receiver: Receiver) -> Tuple[Any, ...]:
+    """:returns: what tells whether two receivers can load the same archive."""
+    found: List[Any] = [receiver.holdings.store, receiver.holdings.platform]
+    for name in receiver.images:
+        image = store.find(name)
+        if image is not None:
+            left, held = common(image, receiver.holdings)
+            descriptors = (held.descriptors or ())[:left] if held is not None else ()
+            found.append((name, left, tuple(str(each["digest"]) for each in descriptors)))
+    return tuple(found)
+
+
+def make(store: ImageStore, names: Sequence[str], there: Holdings, path: str, compress: bool = False) -> Delta:
     """Write a delta of the named images to a file, whole or not at all.
 
+    :param compress: by gzip, where that pays.
     :raises OfflineRebuildError: ``image-missing``, ``archive-platform`` (the receiver's is another), ``save-failed``.
     """
     images: List[Tuple[str, Image]] = []
@@ -243,12 +327,36 @@ def make(store: ImageStore, names: Sequence[str], there: Holdings, path: str) ->
             parts, carried = _write(store, images, there, stream)
             stream.flush()
             os.fsync(stream.fileno())
-            size = stream.tell()
+        if compress and _shrinks(partial):
+            _compress(partial)
+        size = os.path.getsize(partial)
         os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(partial)
     return Delta(parts, carried, size)
+
+
+def _shrinks(path: str) -> bool:
+    size = os.path.getsize(path)
+    with open(path, "rb") as stream:
+        parts = []
+        for number in range(_SAMPLES):
+            stream.seek(size * number // _SAMPLES)
+            parts.append(stream.read(_SAMPLE))
+    sample = b"".join(parts)
+    return len(zlib.compress(sample, 1)) < _PAYS * len(sample)
+
+
+def _compress(path: str) -> None:
+    with open(path, "rb") as source, open(path + ".gz", "wb") as target:
+        try:
+            with gzip.GzipFile("", "wb", 1, target, 0) as packed:
+                shutil.copyfileobj(source, packed, _CHUNK)
+            os.replace(path + ".gz", path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path + ".gz")
 
 
 @dataclass

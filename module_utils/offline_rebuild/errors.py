@@ -7,9 +7,11 @@ escapes is a defect and is reported as one (without a traceback, which goes to t
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any, Dict, Optional
 
-__all__ = ["OfflineRebuildError"]
+__all__ = ["OfflineRebuildError", "of_system"]
 
 
 class OfflineRebuildError(Exception):
@@ -60,3 +62,15 @@ class OfflineRebuildError(Exception):
             "file": self.file,
             "line": self.line,
         }
+
+
+def of_system(error: OSError) -> OfflineRebuildError:
+    """:returns: what the host refused, as an error that an operator can read."""
+    made = OfflineRebuildError(
+        "host-refused",
+        f"the host refused it: {error.strerror or error}",
+        "see permissions and free space there; the run needs root",
+        file=os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None,
+    )
+    made.host = socket.gethostname()
+    return made

@@ -33,6 +33,8 @@ __all__ = [
 
 #: Names under this are refused at once when an engine asks for them, instead of after a DNS time-out (fact 21).
 REGISTRY = "127.0.0.1:9/offline-rebuild"
+#: Under it, what one host made for others (once.py): it outlives the run that made it.
+SENT = "sent"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -257,13 +259,14 @@ class Making:
 
 
 def remove_left_behind(docker: Docker) -> List[str]:
-    """Remove the names under :data:`REGISTRY` that an interrupted run left.
+    """Remove the names under :data:`REGISTRY` that an interrupted run left; not those of :data:`SENT`.
 
     :returns: the names removed.
     """
     asked = ("--filter", f"reference={REGISTRY}/*", "--format", "{{.Repository}}:{{.Tag}}")
     listed = docker.run("image", "ls", *asked)
-    names = [name for name in listed.text.split() if not name.endswith("<none>")]
+    listed_names = [name for name in listed.text.split() if not name.endswith("<none>")]
+    names = [name for name in listed_names if not name.startswith(f"{REGISTRY}/{SENT}:")]
     if names:
         docker.run("image", "rm", "--no-prune", *names, check=False)
     return names

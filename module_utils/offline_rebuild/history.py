@@ -133,12 +133,13 @@ def is_onbuild(entry: HistoryEntry, step: Step) -> bool:
 def is_redundant_arg(entry: HistoryEntry, args: Sequence[Tuple[str, Any]]) -> bool:
     """Whether the entry is an ARG that repeats what is in force already.
 
-    A derived Dockerfile carries ARGs over the cut; what it leaves in the history changes nothing.
+    A derived Dockerfile carries ARGs over the cut; what it leaves in the history changes nothing. One without a value
+    is given it again as a build argument; that it was the same value then, the RUNs after it and expanded texts tell.
     """
     if entry.layer is not None or not entry.created_by.startswith("ARG "):
         return False
     text = entry.created_by[len("ARG ") :]
-    return any(text == (key if value is None else f"{key}={value}") for key, value in args)
+    return any(text == key or (value is not None and text == f"{key}={value}") for key, value in args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class ServicePlan:
 
     :param action: one of :data:`ACTIONS`.
     :param way: how the image is made: ``assemble``, ``thin graft``, ``graft``, ``build`` (nothing to reuse, the base
-        image is present), ``overlay`` (not exact) or ``""``.
+        image is present), ``overlay`` (not exact), ``delta`` (another host makes it) or ``""``.
     :param reasons: sentences for the operator, the weightiest first; for ``blocked`` the remedy is among them.
     :param evidence: the weakest evidence that the plan rests on: ``recorded``, ``observed`` or ``assumed``; ``overlay``
         where the result is not exact.
@@ -215,7 +215,7 @@ def describe(service: ServicePlan) -> List[str]:
             f"  reuses {service.reused} of {service.total} instructions; starts at "
             f"{service.dockerfile}:{service.start.line} {service.start.text}"
         )
-    elif service.way:
+    elif service.way and service.way != "delta":
         lines.append(f"  reuses {service.reused} of {service.total} instructions")
     if service.way == "overlay":
         lines.append("  NOT EXACT: new sources are laid over the image as it is")

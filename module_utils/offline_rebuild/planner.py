@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, AbstractSet, Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
-from . import compose, graft
+from . import compose, graft, once
 from .ahead import Ahead, indexed
 from .ancestry import align
 from .cli import CommandFailed, Docker, parse_version
@@ -58,6 +58,7 @@ class Settings:
     :param reuse: ``exact``, or ``overlay``: what cannot be made exact may be made by overlay (overlay.py).
     :param dependency_files: patterns of files that must not have changed for that, beside those known by name.
     :param overlay_run: the RUNs to run again on an overlay: parts of their texts, or line numbers.
+    :param sent: service to an image that another host made for it (once.py).
     """
 
     state_dir: str
@@ -72,6 +73,7 @@ class Settings:
     dependency_files: Tuple[str, ...] = ()
     overlay_run: Tuple[str, ...] = ()
     wishes: Wishes = field(default_factory=Wishes)
+    sent: Mapping[str, once.Sent] = field(default_factory=dict)
 
 
 def image_store(docker: Docker, settings: Settings) -> ImageStore:
@@ -210,6 +212,9 @@ class Planner:
                 return common
             common = replace(common, way="graft", reasons=(f"labels changed: {', '.join(missing)}",))
             return self._labels_judged(replace(common, action="rebuild"), service.build, analyzer)
+        sent = self.settings.sent.get(service.name)
+        if sent is not None and sent.inputs == common.inputs:
+            return _taken(common, sent, reasons)
         reason, remedy = blocked_reason(analyzer)
         if reason:
             said = [reason, f"remedy: {remedy}"]
@@ -448,7 +453,9 @@ class Planner:
         )
         self._making.begin()
         if key not in self._made:
-            if planned.way == "overlay":
+            if planned.way == "delta":
+                image_id = self._take(planned.service, analyzer, build)
+            elif planned.way == "overlay":
                 image_id = self._make_overlay(service, analyzer)
             else:
                 image_id = self._make(service, analyzer)
@@ -459,13 +466,17 @@ class Planner:
     def made(self, planned: ServicePlan, image_id: str) -> Dict[str, Any]:
         """What was made for a service, for the comparison of hosts.
 
-        :returns: ``service``, ``way``, ``inputs`` and ``ancestor_digest`` of its plan; ``config_digest`` and ``layers``
-            (diff_ids, bottom first) of its image.
+        :returns: ``service``, ``way``, ``evidence``, ``assumed``, ``inputs`` and ``ancestor_digest`` of its plan;
+            ``config_digest``, ``layers`` (diff_ids, bottom first) and the base's ``boundary`` of its image.
         """
         image = self.store.find(image_id)
+        records = self.records.of(image.id, image.config_digest) if image is not None else ()
         return {
             "service": planned.service,
             "way": planned.way,
+            "evidence": planned.evidence,
+            "assumed": list(planned.assumed),
+            "boundary": records[0].boundary if records else None,
             "inputs": planned.inputs,
             "ancestor_digest": planned.ancestor_digest,
             "config_digest": image.config_digest if image is not None else "",
@@ -485,6 +496,13 @@ class Planner:
             for image in derived.grafts:
                 graft.load(self.store, image)
         return self._built(service, analyzer, derived)
+
+    def _take(self, service: str, analyzer: Analyzer, build: Build) -> str:
+        """Take the image that another host made, and record it as what this tree gives."""
+        sent = self.settings.sent[service]
+        image = once.take(self.store, sent, self.settings.state_dir)
+        self.record(analyzer, analyzer.stage(analyzer.target), image, build, sent.boundary)
+        return image.id
 
     def _make_overlay(self, service: Service, analyzer: Analyzer) -> str:
         """Make an image by overlay and record it as one: it is no ancestor that anything is proven by."""
@@ -590,13 +608,17 @@ class Planner:
         if image is not None:
             self.record(analyzer, stage, image, build)
 
-    def record(self, analyzer: Analyzer, stage: StageReuse, image: Image, build: Build) -> bool:
+    def record(
+        self, analyzer: Analyzer, stage: StageReuse, image: Image, build: Build, boundary: Optional[int] = None
+    ) -> bool:
         """Record that a stage, as the tree is now, is what an image holds.
 
         :param build: the compose file's, for the labels of the target.
+        :param boundary: the number of history entries that are the base's, where it is known.
         :returns: whether a record was written.
         """
-        boundary = stage.alignment.boundary if stage.alignment else None
+        if boundary is None and stage.alignment is not None:
+            boundary = stage.alignment.boundary
         found = align(image, stage.timeline, analyzer.build, analyzer.outer, stage.base, boundary, True)
         if found is None or found.matched != len(stage.timeline.steps) or not found.whole:
             return False
@@ -685,6 +707,19 @@ class Planner:
         images = analyzer.images_of(stage.timeline.index)
         known = self.records.of(image.id, image.config_digest)
         return any(record.keys == stage.keys and dict(record.images) == images for record in known)
+
+
+def _taken(common: ServicePlan, sent: once.Sent, reasons: Tuple[str, ...]) -> ServicePlan:
+    """:returns: the plan of a service whose image another host made from the same inputs."""
+    return replace(
+        common,
+        action="rebuild",
+        way="delta",
+        reasons=(f"{sent.builder} makes the image, it is sent from there", *reasons),
+        evidence=sent.evidence or common.evidence,
+        assumed=sent.assumed,
+        start=None,
+    )
 
 
 def _check_build(service: Service, build: Build) -> None:

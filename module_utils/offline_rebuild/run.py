@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from . import compose, health, rollback, swap, transaction
+from . import compose, health, once, rollback, swap, transaction
 from .ahead import Ahead
 from .cli import Docker, EngineInfo, parse_version
 from .compose import Project
-from .errors import OfflineRebuildError
+from .errors import OfflineRebuildError, of_system
 from .later import Later
 from .lock import Lock
 from .plan import Plan, ServicePlan
@@ -25,7 +25,7 @@ from .presence import Need, needs
 from .release import Journal, is_secret_name, mask, masked, secrets_of
 from .sweep import sweep
 
-__all__ = ["Outcome", "Request", "execute", "of_system", "open_project", "settings_of", "survey"]
+__all__ = ["Outcome", "Request", "execute", "open_project", "settings_of", "survey"]
 
 #: Bytes that must be free where images are kept before anything is started.
 LEAST_FREE = 256 << 20
@@ -63,6 +63,9 @@ class Request:
     project_pushed: bool = False
     action: str = "rebuild"
     advise: bool = False
+    strategy: str = "each_host"
+    sent: Sequence[Mapping[str, Any]] = ()
+    make_services: Sequence[str] = ()
 
     @property
     def secrets(self) -> List[str]:
@@ -85,6 +88,7 @@ class Outcome:
     :param images: what was made, see :meth:`planner.Planner.made`.
     :param timings: seconds per phase.
     :param advice: what could be better in Dockerfiles and build contexts, where it was asked for (advice.py).
+    :param holdings: with ``build_once``, what a preflight found that the host holds (delta.py).
     :param dockerfiles: with the advice, the Dockerfiles' texts by name, secrets masked.
     :param secrets: values that no result may show (release.py, ``secrets_of``).
     """
@@ -101,6 +105,7 @@ class Outcome:
     advice: Optional[Sequence[Mapping[str, Any]]] = None
     dockerfiles: Optional[Mapping[str, str]] = None
     secrets: Sequence[str] = ()
+    holdings: Optional[Mapping[str, Any]] = None
 
     @property
     def diff(self) -> Optional[Mapping[str, str]]:
@@ -117,7 +122,7 @@ class Outcome:
         under ``details`` there; the action plugin keeps that off the screen.
         """
         result: Dict[str, Any] = {"changed": self.changed, "msg": self.msg, "timings": dict(self.timings)}
-        for name in ("images", "primed", "error", "advice", "dockerfiles"):
+        for name in ("images", "primed", "error", "advice", "dockerfiles", "holdings"):
             value = getattr(self, name)
             if value is not None:
                 result[name] = value
@@ -185,6 +190,8 @@ def _execute(request: Request, on_event: transaction.OnEvent, secrets: List[str]
         return _prime(planner)
     if request.action == "preflight":
         return _ready(planner, info, request, clock)
+    if request.action == "build":
+        return _build(request, docker, planner, clock, on_event)
     if request.check:
         plan = planner.plan()
         if plan.changed and not plan.blocked:
@@ -227,7 +234,40 @@ def _ready(planner: Planner, info: EngineInfo, request: Request, clock: float) -
     if plan.changed and not plan.blocked:
         _preflight(info, plan, request)
     found = _planned(plan, {"plan": round(time.monotonic() - clock, 3)})
-    return replace(found, changed=False, msg=found.msg if found.failed else f"ready: {found.msg}")
+    ready = replace(found, changed=False, msg=found.msg if found.failed else f"ready: {found.msg}")
+    if request.strategy != "build_once" or not (plan.changed or plan.blocked):
+        return ready
+    from .delta import holdings
+
+    # what is blocked here may be made elsewhere: that is for the controller to say
+    return replace(ready, failed=False, holdings=holdings(planner.store).to_dict())
+
+
+def _build(request: Request, docker: Docker, planner: Planner, clock: float, on_event: transaction.OnEvent) -> Outcome:
+    """Make images for other hosts, or take those that are here. No service is swapped, no name of the project moves."""
+    options = replace(options_of(request), why="build")
+    transaction.recover(docker, planner.project, options, on_event)
+    images: List[Mapping[str, Any]] = []
+    with transaction.locked(planner.project, options) as lock:
+        docker.guard = lock.guard
+        try:
+            planner.clean()
+            plan = planner.plan()
+            wanted = replace(plan, services=tuple(s for s in plan.services if s.service in request.make_services))
+            if wanted.blocked:
+                return _planned(wanted, {})
+            _preflight(docker.info(), wanted, request)
+            for service in wanted.services:
+                on_event("making", f"making the image of {service.service}")
+                image_id = planner.make(service) if service.action == "rebuild" else service.image_before
+                ref = once.name_of(plan.project, service.service)
+                once.hold(planner.store, image_id, ref)
+                images.append({**planner.made(service, image_id), "ref": ref})
+        finally:
+            planner.clean()
+    timings = {"total": round(time.monotonic() - clock, 3)}
+    made = ", ".join(str(image["service"]) for image in images)
+    return Outcome(bool(images), f"made for other hosts: {made}", plan=wanted, images=images, timings=timings)
 
 
 def _rollback(request: Request, docker: Docker, clock: float, on_event: transaction.OnEvent) -> Outcome:
@@ -318,6 +358,8 @@ def _carry_out(
         if error.code != "plan-blocked":
             raise
         return _planned(plans[-1], timings)
+    finally:
+        once.forget(docker, planner.settings.sent)
     timings["total"] = round(time.monotonic() - clock, 3)
     if release is None:
         return _planned(plans[-1], timings)
@@ -333,18 +375,6 @@ def _carry_out(
         sweep(request.state_dir, listed)
     message = f"{_summary(plans[-1])}; release {release.id}"
     return Outcome(True, message, plan=plans[-1], release=document, images=images, timings=timings)
-
-
-def of_system(error: OSError) -> OfflineRebuildError:
-    """:returns: what the host refused, as an error that an operator can read."""
-    made = OfflineRebuildError(
-        "host-refused",
-        f"the host refused it: {error.strerror or error}",
-        "see permissions and free space there; the run needs root",
-        file=os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None,
-    )
-    made.host = socket.gethostname()
-    return made
 
 
 def survey(request: Request) -> List[Need]:
@@ -404,6 +434,7 @@ def settings_of(request: Request) -> Settings:
         may_write=not request.check and request.action != "preflight",
         run_time=request.run_time,
         wishes=request.wishes,
+        sent=once.read_sent(request.sent),
     )
 
 

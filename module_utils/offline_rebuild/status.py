@@ -26,12 +26,12 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 from . import compose
 from .cli import Docker
 from .compose import ContainerState, Project
-from .errors import OfflineRebuildError
+from .errors import OfflineRebuildError, of_system
 from .image import normal_ref
 from .later import Later
 from .lock import Holder, holder
 from .release import FINISHED, Journal, Release, mask, secrets_of
-from .run import Request, of_system, open_project, settings_of
+from .run import Request, open_project, settings_of
 
 __all__ = [
     "ContainerLine",

@@ -41,7 +41,7 @@ from .lock import Lock
 from .plan import Plan, ServicePlan
 from .release import Journal, Release, ServiceRecord, mask, retention, secrets_of
 
-__all__ = ["Options", "recover", "run", "unheard"]
+__all__ = ["Options", "locked", "recover", "run", "unheard"]
 
 OnEvent = Callable[[str, str], None]
 MakeImage = Callable[[ServicePlan], str]
@@ -115,7 +115,7 @@ def run(
     """
     health.parse_checks(options.health_checks, project)
     swap.check_wishes(options.wishes, project)
-    with _lock(project, options) as lock:
+    with locked(project, options) as lock:
         work = _Transaction(docker, project, options, on_event, lock)
         every = work.recover_all()
         if every or lock.note or lock.waited:
@@ -144,13 +144,14 @@ def recover(docker: Docker, project: Project, options: Options, on_event: OnEven
     journal = Journal(options.state_dir, project.name)
     if not journal.unfinished() and not journal.damaged():
         return []
-    with _lock(project, options) as lock:
+    with locked(project, options) as lock:
         recovered = _Transaction(docker, project, options, on_event, lock).recover_all()
         Making(options.state_dir).end(lambda: remove_left_behind(docker))
         return recovered
 
 
-def _lock(project: Project, options: Options) -> Lock:
+def locked(project: Project, options: Options) -> Lock:
+    """:returns: the project's lock on this host, taken."""
     who = (options.operator, options.why, options.change_id)
     return Lock.acquire(options.state_dir, project.name, *who, run_time=options.run_time)
 

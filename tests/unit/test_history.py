@@ -187,6 +187,8 @@ def test_an_arg_that_repeats_what_is_in_force() -> None:
     assert not is_redundant_arg(entry, [("A", "2")])
     assert not is_redundant_arg(HistoryEntry("ARG A=1", BUILDKIT, 0), [("A", "1")])
     assert is_redundant_arg(HistoryEntry("ARG A", BUILDKIT, None), [("A", None)])
+    assert is_redundant_arg(HistoryEntry("ARG A", BUILDKIT, None), [("A", "1")])  # given again as a build argument
+    assert not is_redundant_arg(HistoryEntry("ARG B", BUILDKIT, None), [("A", "1")])
 
 
 def test_docker_import_has_settings_that_no_entry_tells_of() -> None:

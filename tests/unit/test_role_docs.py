@@ -19,7 +19,7 @@ PUSH = {"project_push", "project_push_keep", "project_push_delete"}
 #: Those that only the control node looks at.
 CONTROL = {"report_dir", "require_change_id", "window"}
 #: Options that the role fills by itself.
-FILLED = {"action", "run_time", "project_pushed"}
+FILLED = {"action", "run_time", "project_pushed", "sent", "make_services"}
 PYTHON_TYPES = {"path": str, "str": str, "bool": bool, "int": int, "list": list, "dict": dict}
 
 
@@ -99,12 +99,14 @@ def test_readme_equals_specification(spec: Dict[str, Dict[str, Any]], readme: st
 
 @pytest.mark.parametrize("readme", READMES)
 def test_readme_equals_playbook(readme: str) -> None:
-    text = (ROOT / "playbooks" / "rebuild.yml").read_text(encoding="utf-8")
-    given = re.findall(r"\{\{ (offline_rebuild_\w+) \| default\('?([^',]+)'?, true\) \}\}", text)
-    found = dict(given)
-    assert len(set(given)) == len(found), "the plays have other defaults"
-    assert set(found) == {PREFIX + "serial", PREFIX + "max_fail_percentage", PREFIX + "confirm"}
-    assert {name: default for name, (_, default) in table(readme, "playbook variables").items()} == found
+    files = [ROOT / "playbooks" / "rebuild.yml", ROOT / "playbooks" / "vars" / "rollout.yml"]
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
+    given = re.findall(r"\b(offline_rebuild_\w+) \| default\('?([^',]*)'?, true\)", text)
+    found = {name: default for name, default in given if name != PREFIX + "strategy"}  # that one is the role's
+    assert len(set(given)) == len(found) + 1, "the plays have other defaults"
+    names = ("serial", "max_fail_percentage", "confirm", "builder", "canary", "pause", "revert_scope")
+    assert set(found) == {PREFIX + name for name in names}
+    assert {name: default.strip('"') for name, (_, default) in table(readme, "playbook variables").items()} == found
 
 
 @pytest.mark.parametrize("readme", READMES)

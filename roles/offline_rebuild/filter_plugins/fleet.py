@@ -15,7 +15,8 @@ def compare(results: Results) -> dict[str, list[str]]:
 
     :param results: host to the result of compose_rebuild; hosts without one (failed, not reached) do not count.
     :returns: ``images``: sentences on hosts where the same inputs, on the same ancestor, were assembled to another
-        image (never to be seen); ``trees``: sentences on hosts whose tree is not that of most.
+        image, or that took another one than their builder made (neither is ever to be seen); ``trees``: sentences on
+        hosts whose tree is not that of most.
     """
     return {"images": list(_images(results)), "trees": list(_trees(results))}
 
@@ -24,8 +25,9 @@ def _images(results: Results) -> Iterator[str]:
     groups: dict[tuple[str, ...], dict[tuple[str, ...], list[str]]] = defaultdict(lambda: defaultdict(list))
     for host, result in results.items():
         for made in (result or {}).get("images") or ():
-            if made["way"] == "assemble":
-                same = (made["service"], made["inputs"], made["ancestor_digest"])
+            if made["way"] in ("assemble", "delta"):
+                ancestor = made["ancestor_digest"] if made["way"] == "assemble" else ""  # a delta's hosts may differ
+                same = (made["service"], made["inputs"], ancestor)
                 groups[same][(made["config_digest"], *made["layers"])].append(host)
     for (service, *_), found in groups.items():
         if len(found) > 1:

@@ -13,6 +13,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from control_node.confirm import plan_digest, plan_text
+from control_node.once import expected, plan_once, receivers_of, rollout_sizes, sent_to, stopped
 from control_node.window import refusal
 
 
@@ -21,4 +22,14 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name them."""
-        return {"change_refusal": refusal, "plan_digest": plan_digest, "plan_text": plan_text}
+        return {
+            "change_refusal": refusal,
+            "once_expected": expected,
+            "once_plan": plan_once,
+            "once_receivers": receivers_of,
+            "once_sent": sent_to,
+            "plan_digest": plan_digest,
+            "plan_text": plan_text,
+            "rollout_sizes": rollout_sizes,
+            "rollout_stopped": stopped,
+        }
