@@ -16,7 +16,7 @@ PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Python without the ending
-PYTHON_SCRIPTS = scripts/connected-build scripts/demo scripts/make-pyz
+PYTHON_SCRIPTS = scripts/connected-build scripts/demo scripts/make-pyz scripts/setup-from-bundle
 # every shell script, whatever its name
 SHELL_SCRIPTS = $(shell grep -lE '^\#!/(usr/)?bin/(env )?(ba)?sh' $$(git ls-files -co --exclude-standard -- ':!tests/corpus' 2>/dev/null) 2>/dev/null)
 export PYTHONPATH := $(CURDIR)
@@ -28,8 +28,8 @@ export ENGINE STORE
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-setup: ## virtual environment from the lock file, and a Docker engine if none runs
-	@scripts/setup
+setup: ## virtual environment from the lock file, and a Docker engine if none runs (BUNDLE=path: from a bundle, offline)
+	@BUNDLE="$(BUNDLE)" SIGNERS="$(SIGNERS)" scripts/setup
 
 demo: setup ## the whole story on two air-gapped test hosts
 	@if [ "$$(head -n 1 scripts/demo | grep -c python)" = 1 ]; then $(PY) scripts/demo; else scripts/demo; fi
@@ -119,9 +119,11 @@ bench-downtime: setup ## requests that a rebuild costs, against the usual ways
 bench-fleet: setup ## a change on 1, 4 and 16 hosts, four ways
 	@$(PY) benchmarks/bench_fleet.py
 
-lock: ## make requirements.txt anew from requirements.in
-	@uv pip compile requirements.in --upgrade --generate-hashes --universal --python-version 3.12 \
-	    --no-emit-index-url --no-header --no-annotate --quiet -o requirements.txt
+lock: ## make requirements.txt and requirements-control.txt anew
+	@for name in requirements requirements-control; do
+	    uv pip compile $$name.in --upgrade --generate-hashes --universal --python-version 3.12 \
+	        --no-emit-index-url --no-header --no-annotate --quiet -o $$name.txt
+	done
 
 clean: ## remove test hosts, their images, caches and the virtual environment
 	@[ ! -x $(PY) ] || $(PY) -m tests.hosts clean

@@ -21,7 +21,7 @@ import subprocess
 import tarfile
 import zlib
 from dataclasses import dataclass, field
-from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .cli import Docker, parse_version
 from .errors import OfflineRebuildError, of_system
@@ -36,11 +36,15 @@ __all__ = [
     "Holdings",
     "Part",
     "Receiver",
+    "Saved",
     "common",
+    "copy_out",
     "holdings",
+    "longest",
     "make",
     "make_all",
     "make_for",
+    "own_manifest",
     "read_holdings",
 ]
 
@@ -51,6 +55,8 @@ _CHUNK = 1 << 20
 #: An archive is compressed where samples of it shrink below this: it is made once and sent to many.
 _PAYS = 0.8
 _SAMPLES, _SAMPLE = 8, 64 << 10
+#: Takes a layer: the digest that it is named by, its size in bytes, its content.
+Put = Callable[[str, int, IO[bytes]], None]
 
 
 @dataclass(frozen=True)
@@ -226,10 +232,15 @@ def _digest(value: Any) -> str:
 
 def common(image: Image, there: Holdings) -> Tuple[int, Optional[Held]]:
     """:returns: how many of the image's layers, from the bottom, the receiver has, and in which of its images."""
+    return longest(image.diff_ids, there)
+
+
+def longest(layers: Sequence[str], there: Holdings) -> Tuple[int, Optional[Held]]:
+    """:returns: as :func:`common`, of an image that is told by its diff_ids."""
     best: Tuple[int, Optional[Held]] = (0, None)
     for held in there.images:
         count = 0
-        for mine, theirs in zip(image.diff_ids, held.layers):
+        for mine, theirs in zip(layers, held.layers):
             if mine != theirs:
                 break
             count += 1
@@ -353,7 +364,7 @@ def _compress(path: str) -> None:
 
 
 @dataclass
-class _Saved:
+class Saved:
     """What a pass over ``docker save`` found: layers that were copied (diff_id to name and size), small documents."""
 
     copied: Dict[str, Tuple[str, int]] = field(default_factory=dict)
@@ -365,9 +376,8 @@ def _write(
 ) -> Tuple[Tuple[Part, ...], int]:
     shared = [common(image, there) for _, image in images]
     wanted = {diff_id for (_, image), (left, _) in zip(images, shared) for diff_id in image.diff_ids[left:]}
-    ids = list(dict.fromkeys(image.id for _, image in images))
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        found = _copy(store, ids, [image for _, image in images], wanted, archive)
+        found = copy_out(store, [image for _, image in images], wanted, _into(archive))
         documents = [
             _document(name, image, left, held, there, found) for (name, image), (left, held) in zip(images, shared)
         ]
@@ -379,11 +389,30 @@ def _write(
     return parts, sum(size for _, size in found.copied.values())
 
 
-def _copy(
-    store: ImageStore, ids: Sequence[str], images: Sequence[Image], wanted: Set[str], archive: tarfile.TarFile
-) -> _Saved:
-    """Copy the wanted layers out of ``docker save`` into the archive, and keep the documents."""
-    found = _Saved()
+def _into(archive: tarfile.TarFile) -> Put:
+    def put(digest: str, size: int, source: IO[bytes]) -> None:
+        info = tarfile.TarInfo(blob_name(digest))
+        info.size = size
+        archive.addfile(info, source)
+
+    return put
+
+
+def copy_out(
+    store: ImageStore,
+    images: Sequence[Image],
+    wanted: Set[str],
+    put: Put,
+    see: Optional[Callable[[str, IO[bytes]], None]] = None,
+) -> Saved:
+    """Copy the wanted layers out of ``docker save``, each to its end, and keep the documents.
+
+    :param wanted: diff_ids.
+    :param see: shown the other layers, by diff_id; need not read them.
+    :raises OfflineRebuildError: ``save-failed``.
+    """
+    found = Saved()
+    ids = list(dict.fromkeys(image.id for image in images))
     places = _places(images)
     if store.info.store == "classic" and parse_version(store.info.version) < (25,):
         # until 25.0 a layer lies under the name of an old image id: manifest.json, the last member, tells which
@@ -393,7 +422,9 @@ def _copy(
     for name, member, source in _saved(store.docker, ids):
         diff_id = places.get(name, "")
         if diff_id in wanted and diff_id not in found.copied and member.isreg():
-            _copy_layer(archive, diff_id, name, member, source, found)
+            _copy_layer(put, diff_id, name, member, source, found)
+        elif diff_id and see is not None and diff_id not in wanted:
+            see(diff_id, source)
         else:
             _keep(found, name, member, source)
     lacking = sorted(wanted - set(found.copied))
@@ -419,14 +450,11 @@ def _listed(documents: Mapping[str, bytes]) -> Dict[str, str]:
     return places
 
 
-def _copy_layer(
-    archive: tarfile.TarFile, diff_id: str, name: str, member: tarfile.TarInfo, source: IO[bytes], found: _Saved
-) -> None:
+def _copy_layer(put: Put, diff_id: str, name: str, member: tarfile.TarInfo, source: IO[bytes], found: Saved) -> None:
     digest = hashlib.sha256()
     kept = "sha256:" + posixpath.basename(name) if name.startswith("blobs/") else diff_id
-    info = tarfile.TarInfo(blob_name(kept))
-    info.size = member.size
-    archive.addfile(info, _Hashing(source, digest))
+    hashing: Any = _Hashing(source, digest)
+    put(kept, member.size, hashing)
     if "sha256:" + digest.hexdigest() != kept:
         raise _failed(f"docker save gave another content for layer {diff_id}")
     found.copied[diff_id] = (kept, member.size)
@@ -444,7 +472,7 @@ class _Hashing:
         return data
 
 
-def _keep(found: _Saved, name: str, member: tarfile.TarInfo, source: IO[bytes]) -> None:
+def _keep(found: Saved, name: str, member: tarfile.TarInfo, source: IO[bytes]) -> None:
     if member.isreg() and member.size <= _MOST_DOCUMENT and name not in found.documents:
         start = source.read(1)
         if start in (b"{", b"["):
@@ -487,7 +515,7 @@ def _failed(why: str) -> OfflineRebuildError:
     return OfflineRebuildError("save-failed", why, "see the engine's log (`journalctl -u docker`) and the disk's space")
 
 
-def _document(ref: str, image: Image, left: int, held: Optional[Held], there: Holdings, found: _Saved) -> ImageDocument:
+def _document(ref: str, image: Image, left: int, held: Optional[Held], there: Holdings, found: Saved) -> ImageDocument:
     config = next((raw for raw in found.documents.values() if sha256(raw) == image.config_digest), None)
     if config is None:
         raise _failed(f"docker save gave no config of {ref}")
@@ -499,18 +527,22 @@ def _document(ref: str, image: Image, left: int, held: Optional[Held], there: Ho
             kept, size = found.copied[diff_id]
             plain = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": kept, "size": size}
             descriptors.append(plain if own is None else own[place])
-        manifest = _own_manifest(image, descriptors, found) or manifest_of(config, descriptors, image.manifest)
+        manifest = own_manifest(image.config_digest, descriptors, found.documents.values()) or manifest_of(
+            config, descriptors, image.manifest
+        )
     return ImageDocument(ref, config, image.diff_ids, manifest)
 
 
-def _own_manifest(image: Image, descriptors: Sequence[Mapping[str, Any]], found: _Saved) -> Optional[bytes]:
+def own_manifest(
+    config_digest: str, descriptors: Sequence[Mapping[str, Any]], documents: Iterable[bytes]
+) -> Optional[bytes]:
     """:returns: the sender's manifest, to the byte, where the receiver can have the same: then the id is the same."""
-    for raw in found.documents.values():
+    for raw in documents:
         with contextlib.suppress(ValueError):
             data = json.loads(raw)
             config = data.get("config") if isinstance(data, dict) else None
             layers = data.get("layers") if isinstance(data, dict) else None
-            if isinstance(config, dict) and config.get("digest") == image.config_digest and isinstance(layers, list):
+            if isinstance(config, dict) and config.get("digest") == config_digest and isinstance(layers, list):
                 same = [(each.get("digest"), each.get("mediaType")) for each in layers]
                 if same == [(each.get("digest"), each.get("mediaType")) for each in descriptors]:
                     return raw

@@ -35,7 +35,7 @@ from .context import Manifest
 from .errors import OfflineRebuildError
 from .files import write_atomic
 
-__all__ = ["RecordStore", "StageRecord"]
+__all__ = ["RecordStore", "StageRecord", "stage_record"]
 
 SCHEMA = 1
 
@@ -64,6 +64,26 @@ class StageRecord:
     triggers: Tuple[str, ...] = ()
     modes: str = "exact"
     labels: Tuple[str, ...] = ()
+
+
+def stage_record(stage: Mapping[str, Any]) -> StageRecord:
+    """:returns: the record that ``asdict`` made a document of.
+
+    :raises KeyError, TypeError: it is not of the form.
+    """
+    return StageRecord(
+        base=stage["base"],
+        base_id=stage["base_id"],
+        boundary=stage["boundary"],
+        positions=tuple(stage["positions"]),
+        keys=tuple(stage["keys"]),
+        texts=tuple(stage["texts"]),
+        manifests=dict(stage["manifests"]),
+        images=dict(stage.get("images") or {}),
+        triggers=tuple(stage.get("triggers") or ()),
+        modes=str(stage.get("modes") or "exact"),
+        labels=tuple(stage.get("labels") or ()),
+    )
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
@@ -100,22 +120,7 @@ class RecordStore:
                 return ()
             if document["image"] != image_id or document["config_digest"] != config_digest:
                 return ()
-            return tuple(
-                StageRecord(
-                    base=stage["base"],
-                    base_id=stage["base_id"],
-                    boundary=stage["boundary"],
-                    positions=tuple(stage["positions"]),
-                    keys=tuple(stage["keys"]),
-                    texts=tuple(stage["texts"]),
-                    manifests=dict(stage["manifests"]),
-                    images=dict(stage.get("images") or {}),
-                    triggers=tuple(stage.get("triggers") or ()),
-                    modes=str(stage.get("modes") or "exact"),
-                    labels=tuple(stage.get("labels") or ()),
-                )
-                for stage in document["stages"]
-            )
+            return tuple(stage_record(stage) for stage in document["stages"])
         except (OSError, ValueError, KeyError, TypeError):
             return ()
 
