@@ -16,6 +16,7 @@ import pytest
 
 from tests.equality.bases import busybox
 from tests.hosts import Host, Hosts
+from tests.unit.figures import record
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +121,35 @@ def test_who_has_nothing_gets_the_whole_image(hosts: dict[str, Host], store: str
     assert delta["layer_bytes"] > 3_000_000
     assert "loaded" in pyz(receiver, "import", "/srv/delta/in.tar")
     receiver.docker("image", "rm", name)
+
+
+#: Runs the archive of the command line in a process whose own memory it then tells (proc(5): VmHWM, in kB).
+IN_PROCESS = """
+import runpy, sys
+sys.argv = [{pyz!r}, *sys.argv[1:]]
+try:
+    runpy.run_path({pyz!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+"""
+
+
+@pytest.mark.parametrize("kind", ["trixie:classic", "testing:containerd"])
+def test_memory_does_not_grow_with_the_image(hosts: dict[str, Host], kind: str) -> None:
+    host, other = hosts[kind], next(name for name in KINDS[::-1] if name != kind)
+    host.ssh("mkdir -p /srv/delta/big && cat > /srv/delta/big/Dockerfile", input=f"FROM {BASE}\nCOPY big /big\n")
+    host.ssh("head -c 400000000 /dev/urandom > /srv/delta/big/big")
+    host.ssh("DOCKER_BUILDKIT=1 docker build -q --network=none -t delta-big:1 /srv/delta/big")
+    host.ssh("cat > /srv/delta/there.json", input=pyz(hosts[other], "holdings"))
+    options = ["delta", "delta-big:1", "--for", "/srv/delta/there.json", "-o", "/srv/delta/big.tar"]
+    said = host.ssh(["python3", "-c", IN_PROCESS.format(pyz=PYZ), *options]).stdout
+    peak = int(said.split("VmHWM:")[1].split()[0])
+    record("delta", **{f"peak_mb_{kind.replace(':', '_')}": round(peak / 1024, 1)})
+    size = int(host.ssh("stat -c %s /srv/delta/big.tar").stdout)
+    host.ssh("rm -r /srv/delta/big /srv/delta/big.tar; docker image rm delta-big:1; docker builder prune -af")
+    assert size > 400_000_000
+    assert peak < 64 << 10
 
 
 def test_a_delta_on_a_host_without_its_base_is_refused(hosts: dict[str, Host]) -> None:
