@@ -129,3 +129,26 @@ def test_a_secret_build_argument_is_in_no_journal(tmp_path: Path) -> None:
     (path,) = (tmp_path / "releases" / "shop").glob("*.json")
     assert json.loads(path.read_text())["note"].startswith("nothing was touched: 1.2.3 said *** and ***")
     assert "tok-1234" not in (tmp_path / "audit.log").read_text()
+
+
+SAID = "Error response from daemon: ... Bind for {}18080 failed: port is already allocated"
+
+
+@pytest.mark.parametrize(
+    ("said", "publishes", "told"),
+    [
+        (SAID.format("127.0.0.1:"), "", True),
+        (SAID.format(":::"), "", True),
+        (SAID.format("127.0.0.1:"), "0123456789ab", False),  # another container's: that is another trouble
+        ("address already in use", "", False),
+    ],
+)
+def test_a_port_that_the_engine_holds_for_nobody_is_told(
+    work: transaction._Transaction, tmp_path: Path, said: str, publishes: str, told: bool
+) -> None:
+    """The engine keeps it only when it is killed at one moment: what it would say of its containers is set here."""
+    engine = tmp_path / "docker"
+    engine.write_text(f"#!/bin/sh\n[ \"$*\" != 'ps -q --filter publish=18080' ] || printf '%s' '{publishes}'\n")
+    engine.chmod(0o755)
+    work.docker = Docker(str(engine))
+    assert ("restart the engine, then run again" in work._held_port(said)) is told
