@@ -118,7 +118,8 @@ def ask(request: BundleRequest) -> Dict[str, Any]:
         _check_platform(request, store)
         if not request.check:
             shutil.rmtree(request.folder, ignore_errors=True)
-        present = [_is_here(image, store) for image in request.bundle["images"]]
+        again = last.get("id") == request.bundle["id"]
+        present = [_is_here(image, store, again) for image in request.bundle["images"]]
         return {
             "changed": False,
             "msg": "asked",
@@ -173,18 +174,22 @@ def _check_platform(request: BundleRequest, store: ImageStore) -> None:
             )
 
 
-def _is_here(image: Mapping[str, Any], store: ImageStore) -> bool:
+def _is_here(image: Mapping[str, Any], store: ImageStore, again: bool) -> bool:
+    """
+    :param again: this very bundle was the last one to be imported: a name that stands for a rebuilt image since then is
+        not taken from it, as long as the bundle's image is there under any name.
+    """
     found = [store.find(str(name)) for name in image["refs"]]
-    return all(have is not None and have.config_digest == image["config_digest"] for have in found)
+    if all(have is not None and have.config_digest == image["config_digest"] for have in found):
+        return True
+    return again and any(have.config_digest == image["config_digest"] for have in store.all())
 
 
 def _lacking_records(request: BundleRequest, store: ImageStore) -> List[str]:
     records = RecordStore(request.state_dir)
-    known = set()
-    for image in request.bundle["images"]:
-        have = store.find(str(image["refs"][0]))
-        if have is not None and records.of(have.id, have.config_digest):
-            known.add(have.config_digest)
+    wanted = set(request.bundle["records"])
+    here = [image for image in store.all() if image.config_digest in wanted]  # under whatever name
+    known = {image.config_digest for image in here if records.of(image.id, image.config_digest)}
     return [digest for digest in request.bundle["records"] if digest not in known]
 
 

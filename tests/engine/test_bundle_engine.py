@@ -215,6 +215,14 @@ def test_a_second_import_changes_nothing(site: Site) -> None:
     assert "changed=0" in said
     assert "all of the bundle is there" in said
     assert site.state() == before
+    # a service was rebuilt since: its name stands for another image, and goes on to
+    site.host.docker("tag", APP, "kept:1")
+    site.host.docker("tag", BASE, APP)
+    rebuilt = site.state()
+    assert "changed=0" in site.take(site.folder / "first.tar")
+    assert site.state() == rebuilt
+    site.host.docker("tag", "kept:1", APP)
+    site.host.docker("image", "rm", "kept:1")
 
 
 def test_a_differential_bundle_carries_only_the_new_layer(site: Site) -> None:
