@@ -1,7 +1,8 @@
 """A change on a fleet, four ways, and a run with nothing to do: ``make bench-fleet``.
 
-The change is one line that a RUN reads, in an image with 256 MB below it. On 1, 4 and 16 hosts, one way after the other
-in each round:
+The change is one line that a RUN reads, in an image with 256 MB below it; each host is behind a link of its own of 50
+Mbit/s (``BALLAST``, in bytes, and ``LINK``, as tc(8) has it, set others; ``LINK=`` shapes nothing). All hosts share this
+machine's processors. On 1, 4 and 16 hosts, one way after the other in each round:
 
 ``save``       one host builds; ``docker save`` of the whole image once, ``docker load`` and ``docker compose up`` on
                each host at the same time, over SSH
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -34,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 SIZES = [int(number) for number in os.environ.get("FLEETS", "1 4 16").split()]
 BALLAST = int(os.environ.get("BALLAST", str(256 << 20)))
+LINK = os.environ.get("LINK", "50mbit")
 PEER = f"""- hosts: offline-servers
   gather_facts: false
   tasks:
@@ -90,6 +93,19 @@ def _once(hosts: Hosts) -> float:
     if len(hosts) > 1 and (not sent or not layers):
         raise SystemExit(f"nothing was sent:\n{said[-4000:]}")
     return float(max(sent) - max(layers)) if sent else 0.0
+
+
+def _shape(hosts: Hosts) -> None:
+    """What is sent to a host goes at the link's rate."""
+    if not LINK:
+        return
+    if shutil.which("tc") is None:
+        subprocess.run([str(ROOT / "scripts" / "need"), "iproute2"], check=True)
+    links = {file.read_text().strip(): file.parent.name for file in Path("/sys/class/net").glob("*/ifindex")}
+    for host in hosts:
+        peer = links[host.ssh("cat /sys/class/net/eth0/iflink").stdout.strip()]
+        shape = ["tc", "qdisc", "add", "dev", peer, "root", "tbf", "rate", LINK, "burst", "256kb", "latency", "50ms"]
+        subprocess.run(shape, check=True)
 
 
 def _round(hosts: Hosts, number: int) -> dict[str, float]:
@@ -163,7 +179,9 @@ def main() -> None:
             mixed.install(hosts, BALLAST)
             sample.write_variables(hosts, {**mixed.VARIABLES, "offline_rebuild_strategy": "each_host"})
             version = hosts[0].ssh("docker version --format '{{.Server.Version}}'").stdout.strip()
-            _round(hosts, 0)  # fills caches
+            _shape(hosts)
+            _write(hosts, "0 good")
+            _once(hosts)  # fills caches
             rows = []
             for number in range(1, ROUNDS + 1):
                 rows.append(_round(hosts, number))
@@ -181,7 +199,8 @@ def main() -> None:
     figures["unchanged_ratio"] = figures[f"unchanged_ratio_{most}"]
     print(json.dumps(figures))
     machine = os.uname().machine
-    record("bench-fleet", **figures, rounds=ROUNDS, machine=machine, engine=version, store="classic")
+    settings = {"rounds": ROUNDS, "image_bytes": BALLAST, "link": LINK or "none"}
+    record("bench-fleet", **figures, **settings, machine=machine, engine=version, store="classic")
 
 
 if __name__ == "__main__":
