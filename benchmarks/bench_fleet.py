@@ -1,8 +1,8 @@
 """A change on a fleet, four ways, and a run with nothing to do: ``make bench-fleet``.
 
 The change is one line that a RUN reads, in an image with 256 MB below it; each host is behind a link of its own of 50
-Mbit/s (``BALLAST``, in bytes, and ``LINK``, as tc(8) has it, set others; ``LINK=`` shapes nothing). All hosts share this
-machine's processors. On 1, 4 and 16 hosts, one way after the other in each round:
+Mbit/s (``BALLAST``, in bytes, and ``LINK``, as tc(8) has it, set others; ``LINK=`` shapes nothing). All hosts share
+this machine's processors. On 1, 4 and 16 hosts, one way after the other in each round:
 
 ``save``       one host builds; ``docker save`` of the whole image once, ``docker load`` and ``docker compose up`` on
                each host at the same time, over SSH
