@@ -242,10 +242,25 @@ class Offline:
     def made(self, planner: Any, service: Any) -> dict[str, Any]:
         began = time.monotonic()
         try:
-            return {**snapshot(planner.make(service)), "made_in": round(time.monotonic() - began, 2)}
+            image = planner.make(service)
+            answer = {**snapshot(image), "made_in": round(time.monotonic() - began, 2)}
+            return {**answer, "again": self.again(planner, service, image)}
         finally:
             planner.clean()
             self.images._by_ref = dict(self.listed)  # what was made is gone
+
+    def again(self, planner: Any, service: Any, image: str) -> str:
+        """:returns: what the next run does when the service's name stands for what was made, and why."""
+        docker("tag", image, service.image)
+        try:
+            next_one = self.planner.Planner(self.docker, planner.project, planner.settings, {service.service})
+            found = next_one.plan().services[0]
+        finally:
+            if service.image_before:
+                docker("tag", service.image_before, service.image)
+            else:
+                docker("image", "rm", "--no-prune", service.image)
+        return found.action if found.action in ("unchanged", "restart") else f"{found.action}: {found.reasons}"
 
     def other_ways(self, edit: dict[str, Any], project: Any, state: str, natural: str) -> dict[str, Any]:
         """The same image by each dearer way that applies."""

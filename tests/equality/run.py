@@ -321,6 +321,7 @@ def _judge(
         differences = compare(truth, answer)
         if differences:
             yield "false_reuse", "not what a full build gives: " + "; ".join(differences[:8])
+    yield from _judge_again(answer)
     for way, other in answer.get("ways", {}).items():
         if other is not True and not (mode == "fresh" and edit.expect.get("hidden")):
             differences = [other["error"]] if "error" in other else compare(truth, other)
@@ -339,6 +340,13 @@ def _judge(
     elif recorded and plan["reused"] and (plan["evidence"], *plan["assumed"]) != _due_evidence(edit):
         yield "evidence", f"the tree was recorded and the plan says {plan['evidence']}: {plan['assumed']}"
     yield from _judge_start(case, edit, mode, plan)
+
+
+def _judge_again(answer: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """What was made is left alone by the next run, whatever way it was made."""
+    for way, made in {"made": answer, **answer.get("ways", {})}.items():
+        if made is not True and made.get("again", "unchanged") not in ("unchanged", "restart"):
+            yield "again", f"{way}, and the next run would not leave it alone: {made['again']}"
 
 
 def _recorded(offline: dict[str, Any]) -> bool:
