@@ -72,6 +72,7 @@ OPTIONS: Mapping[str, Option] = {
     "reuse": Option(("--reuse",), meta="HOW", choices=("exact", "overlay")),
     "dependency_files": Option(("--dependency-file",), "many", "PATTERN"),
     "overlay_run": Option(("--overlay-run",), "many", "TEXT"),
+    "wheelhouse": Option(("--wheelhouse",), meta="DIR"),
     "advise": Option(("--advise",), "flag"),
     "state_dir": Option(("--state-dir",), meta="DIR"),
     "health_checks": Option(("--health-check",), "many", "URL"),
@@ -95,7 +96,7 @@ OPTIONS: Mapping[str, Option] = {
 }
 _PROJECT = ("project_src", "compose_files", "env_files", "profiles", "project_name", "state_dir")
 _BUILD = (*_PROJECT, "build_args", "evidence", "modes")
-_MAKE = (*_BUILD, "reuse", "dependency_files", "overlay_run", "advise")
+_MAKE = (*_BUILD, "reuse", "dependency_files", "overlay_run", "wheelhouse", "advise")
 _SWAP = ("pregate_services", "no_pregate_services", "rolling_services")
 _GATED = ("health_checks", "gate_timeout", *_SWAP, "keep_releases", "change_id", "operator")
 _RUN = (*_MAKE, *_GATED)

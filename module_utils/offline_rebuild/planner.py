@@ -34,6 +34,7 @@ from .plan import MOST_COMMAND, MOST_FILES, Plan, ServicePlan, Start, mend_comma
 from .records import RecordStore, StageRecord
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, canonical
+from .supply import Sources, Supply
 from .swap import Wishes, judge
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Settings:
     :param dependency_files: patterns of files that must not have changed for that, beside those known by name.
     :param overlay_run: the RUNs to run again on an overlay: parts of their texts, or line numbers.
     :param sent: service to an image that another host made for it (once.py).
+    :param sources: folders on the host that RUNs may install from (supply.py).
     """
 
     state_dir: str
@@ -74,6 +76,7 @@ class Settings:
     overlay_run: Tuple[str, ...] = ()
     wishes: Wishes = field(default_factory=Wishes)
     sent: Mapping[str, once.Sent] = field(default_factory=dict)
+    sources: Sources = field(default_factory=Sources)
 
 
 def image_store(docker: Docker, settings: Settings) -> ImageStore:
@@ -215,7 +218,7 @@ class Planner:
         sent = self.settings.sent.get(service.name)
         if sent is not None and sent.inputs == common.inputs:
             return _taken(common, sent, reasons)
-        reason, remedy = blocked_reason(analyzer)
+        reason, remedy = blocked_reason(analyzer, self._supply(service.build))
         if reason:
             said = [reason, f"remedy: {remedy}"]
             if self.settings.reuse == "overlay":
@@ -492,10 +495,17 @@ class Planner:
                 return target.alignment.image.id
         gone = self._gone_labels(build, analyzer)
         with self._folder() as folder:
-            derived = derive(analyzer, self.run_time, folder, build.labels, gone)
+            derived = derive(analyzer, self.run_time, folder, build.labels, gone, self._supply(build))
             for image in derived.grafts:
                 graft.load(self.store, image)
         return self._built(service, analyzer, derived)
+
+    def _supply(self, build: Build) -> Optional[Supply]:
+        """:returns: what RUNs can have without a network; ``None`` where no folder is given."""
+        if not self.settings.sources.given:
+            return None
+        names = (str(secret.get("target") or secret.get("source") or "") for secret in build.secrets)
+        return Supply(self.settings.sources, frozenset(names))
 
     def _take(self, service: str, analyzer: Analyzer, build: Build) -> str:
         """Take the image that another host made, and record it as what this tree gives."""

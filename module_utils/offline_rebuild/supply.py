@@ -1,0 +1,285 @@
+"""What RUNs install with no network: packages of a folder on the host, mounted into these RUNs and into nothing else.
+
+The folder goes into an image of its own, with one layer and a name under :data:`graft.REGISTRY`: that works on every
+engine and both image stores (a named build context does not on 20.10). In the derived Dockerfile, the RUNs that install
+from it get mounts of that image: the packages below ``/dev``, which is the container's own file system in every RUN,
+and the package manager's settings as one file in a directory that is there already. BuildKit takes the file away that
+it makes for such a mount, so nothing of it is in the result: no file, no ENV, no ARG, no word of history.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import io
+import os
+import posixpath
+import re
+import tarfile
+from dataclasses import dataclass
+from typing import IO, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
+
+from .errors import OfflineRebuildError
+from .graft import REGISTRY, Carried, ImageDocument, encode, manifest_of
+from .image import Image
+from .reuse import Analyzer, StageReuse
+from .stage import State, Step, dispatch, start_state
+
+__all__ = ["Place", "Sources", "Supply", "needs_network"]
+
+#: RUNs that fetch from a network: package managers and downloads.
+_NETWORK = re.compile(
+    r"""(?:^|[\s;&|(/])(?:
+      (?:python[\d.]*\s+-m\s+)?pip[\d.]*\s+(?:install|download|wheel)\b | uv\s+(?:pip\s+install|sync|add|run|tool)\b
+    | poetry\s+(?:install|add|update)\b | pdm\s+(?:install|sync|add)\b | pipenv\s+(?:install|sync)\b
+    | conda\s+(?:install|create|env)\b | mamba\s+(?:install|create|env)\b
+    | npm\s+(?:ci|install|i|add|update)\b | npx\s | yarn(?:\s+(?:install|add)\b|\s*$) | pnpm\s+(?:install|i|add|fetch)\b
+    | corepack\s | bun\s+install\b
+    | apt(?:-get)?\s+(?:-\S+\s+)*(?:update|install|upgrade|dist-upgrade)\b | apk\s+(?:-\S+\s+)*(?:add|update|upgrade)\b
+    | (?:dnf|yum|microdnf|zypper)\s+(?:-\S+\s+)*(?:install|update|upgrade)\b | pacman\s+-S
+    | go\s+(?:mod\s+download|get|install)\b | cargo\s+(?:fetch|install)\b
+    | gem\s+install\b | bundle\s+install\b | composer\s+(?:install|require|update)\b
+    | curl\s | wget\s | git\s+clone\b
+    )""",
+    re.VERBOSE | re.MULTILINE,
+)
+_OFFLINE = re.compile(r"--no-index|--offline|--no-deps|--network[= ]none|localhost|127\.0\.0\.1")
+#: What each source serves, of what :data:`_NETWORK` finds.
+_PIP = re.compile(r"(?:python[\d.]*\s+-m\s+)?pip[\d.]*\s+install")
+_WHEELS = "/dev/offline-rebuild/wheels"
+_PIP_CONF = "/etc/pip.conf"
+#: Settings in the environment that would come before those of the file.
+_PIP_ENV = ("PIP_CONFIG_FILE", "PIP_NO_INDEX", "PIP_FIND_LINKS")
+_PACKAGES = (".whl", ".tar.gz", ".zip", ".tar.bz2")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The folders on the host that packages may be taken from; empty: none."""
+
+    wheelhouse: str = ""
+
+    @property
+    def given(self) -> bool:
+        """:returns: whether there is any."""
+        return bool(self.wheelhouse)
+
+    def check(self) -> None:
+        """:raises OfflineRebuildError: ``wheelhouse-missing``."""
+        if self.wheelhouse and not os.path.isdir(self.wheelhouse):
+            raise OfflineRebuildError(
+                "wheelhouse-missing",
+                "the wheelhouse is not a folder on this host",
+                "put the wheels there, or set offline_rebuild_wheelhouse to the folder that has them",
+                file=self.wheelhouse,
+            )
+
+    def wheels(self) -> List[str]:
+        """:returns: the names of the packages in the wheelhouse, sorted."""
+        if not self.wheelhouse:
+            return []
+        names = (entry.name for entry in os.scandir(self.wheelhouse) if entry.is_file())
+        return sorted(name for name in names if name.endswith(_PACKAGES))
+
+
+def _text(step: Step) -> str:
+    return "\n".join([step.instruction.text, *(d.content for d in step.instruction.heredocs)])
+
+
+def needs_network(step: Step) -> bool:
+    """:returns: whether a RUN is one that is known to need a network."""
+    return step.kind == "run" and bool(_NETWORK.search(_text(step))) and not _OFFLINE.search(_text(step))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A RUN that needs packages.
+
+    :param cut: where the build of its stage starts; ``number``: its own place in the stage.
+    """
+
+    analyzer: Analyzer
+    stage: StageReuse
+    cut: int
+    number: int
+
+    @property
+    def step(self) -> Step:
+        """:returns: the instruction."""
+        return self.stage.timeline.steps[self.number]
+
+    @property
+    def image(self) -> Optional[Image]:
+        """:returns: the image that the build of the stage starts from."""
+        return self.stage.alignment.image if self.stage.alignment is not None else self.stage.base
+
+    @property
+    def top(self) -> int:
+        """:returns: the index of that image's uppermost layer that the build starts from; -1 if there is none."""
+        alignment = self.stage.alignment
+        if alignment is None:
+            return len(self.stage.base.diff_ids) - 1 if self.stage.base is not None else -1
+        history = alignment.image.history[: alignment.positions[min(self.cut, alignment.matched)]]
+        return sum(1 for entry in history if entry.layer is not None) - 1
+
+    def state(self) -> State:
+        """:returns: environment and folder that the RUN has."""
+        alignment, steps = self.stage.alignment, self.stage.timeline.steps
+        start = 0
+        if alignment is not None:
+            start = min(self.number, alignment.matched)
+            state = alignment.states[start].copy()
+        else:
+            state = start_state(self.stage.base.config if self.stage.base is not None else {})
+        for step in steps[start : self.number]:
+            dispatch(state, step, self.analyzer.build, self.analyzer.outer)
+        return state
+
+    def read(self, path: str) -> Optional[bytes]:
+        """:returns: a file of the image that the build starts from; ``None`` if it is not there."""
+        if self.image is None or self.top < 0:
+            return None
+        return self.analyzer.reader(self.image).content(path.lstrip("/"), self.top)
+
+
+@dataclass(frozen=True)
+class Supply:
+    """The packages for the builds of one service.
+
+    :param secrets: ids of the build secrets that the host gives.
+    """
+
+    sources: Sources
+    secrets: FrozenSet[str] = frozenset()
+
+    def refusal(self, place: Place) -> Tuple[str, str]:
+        """Why a RUN that needs packages cannot have them from here, and the remedy; ``("", "")`` if it can."""
+        if not self.sources.wheelhouse:
+            return "there is no offline source for it", ""
+        others = [found for found in _wants(place.step) if not _PIP.fullmatch(found)]
+        if others:
+            return f"a wheelhouse does not serve {others[0]}", ""
+        for taken in _PIP_ENV:
+            if taken in place.state().env:
+                return f"{taken} is set in the image and comes before the wheelhouse", f"take {taken} out"
+        target = self._taken(place)
+        if target:
+            return target, "give pip no settings of its own on a host that has no network"
+        return "", ""
+
+    def _taken(self, place: Place) -> str:
+        """Who else puts pip's settings where the wheelhouse's have to be."""
+        for mount in place.step.instruction.mounts:
+            if posixpath.normpath(mount.target or "/run/secrets") != _PIP_CONF:
+                continue
+            name = mount.fields.get("id") or posixpath.basename(mount.fields.get("source") or _PIP_CONF)
+            if mount.type != "secret" or name in self.secrets or mount.fields.get("required", "false") != "false":
+                return f"the instruction mounts {_PIP_CONF} itself"
+        for step in place.stage.timeline.steps[place.cut : place.number]:
+            if "pip.conf" in _text(step):
+                return f"line {step.instruction.line} writes pip's settings"
+        return ""
+
+    def flags(self, place: Place, name: str) -> List[str]:
+        """:returns: the RUN's flags that give it the packages.
+
+        :param name: of the image that :meth:`document` has made.
+        """
+        conf = pip_conf(place.read(_PIP_CONF))
+        return [
+            f"--mount=type=bind,from={name},source=/wheels,target={_WHEELS}",
+            f"--mount=type=bind,from={name},source=/{_conf_name(conf)},target={_PIP_CONF}",
+        ]
+
+    def document(self, places: Sequence[Place], folder: str) -> ImageDocument:
+        """The image that holds the packages.
+
+        :param folder: where its layer is written.
+        """
+        files: Dict[str, bytes] = {}
+        for place in places:
+            conf = pip_conf(place.read(_PIP_CONF))
+            files[_conf_name(conf)] = conf
+        path = os.path.join(folder, "supply.tar")
+        with open(path, "wb") as stream:
+            _write(
+                stream, files, {f"wheels/{n}": os.path.join(self.sources.wheelhouse, n) for n in self.sources.wheels()}
+            )
+        carried = Carried(_digest(path), os.path.getsize(path), path)
+        analyzer = places[0].analyzer
+        system, machine, variant = (analyzer.build.platform.split("/") + ["", ""])[:3]
+        config = {"architecture": machine, "os": system, "config": {}, **({"variant": variant} if variant else {})}
+        raw = encode({**config, "rootfs": {"type": "layers", "diff_ids": [carried.diff_id]}})
+        layers = [
+            {
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": carried.diff_id,
+                "size": carried.size,
+            }
+        ]
+        manifest = manifest_of(raw, layers) if analyzer.store.info.store == "containerd" else None
+        ref = f"{REGISTRY}/supply:{carried.diff_id.split(':')[1][:32]}"
+        return ImageDocument(ref, raw, (carried.diff_id,), manifest, (carried,))
+
+
+def _wants(step: Step) -> List[str]:
+    """:returns: what a RUN calls that needs a network, in its order."""
+    return [" ".join(found.group().lstrip(" \t\n;&|(/").split()) for found in _NETWORK.finditer(_text(step))]
+
+
+def pip_conf(existing: Optional[bytes]) -> bytes:
+    """:returns: pip's settings: those of the image, but packages come from the wheelhouse alone.
+
+    :param existing: the image's own ``/etc/pip.conf``.
+    """
+    parser = configparser.RawConfigParser()  # what pip reads it with (pip/_internal/configuration.py)
+    try:
+        parser.read_string((existing or b"").decode("utf-8", "replace"))
+    except configparser.Error:  # then pip refuses it, too
+        parser = configparser.RawConfigParser()
+    for section in parser.sections():
+        for key in ("no-index", "no_index", "find-links", "find_links"):
+            parser.remove_option(section, key)
+    if not parser.has_section("global"):
+        parser.add_section("global")
+    for key, value in (("no-index", "true"), ("find-links", _WHEELS), ("disable-pip-version-check", "true")):
+        parser.set("global", key, value)
+    text = io.StringIO()
+    parser.write(text)
+    return text.getvalue().encode()
+
+
+def _conf_name(conf: bytes) -> str:
+    return f"pip-{hashlib.sha256(conf).hexdigest()[:16]}.conf"
+
+
+def with_flags(raw: str, flags: Sequence[str]) -> str:
+    """:returns: the text of a RUN with more flags."""
+    return re.sub(r"^(\s*RUN)\b", lambda found: " ".join([found.group(1), *flags]), raw, count=1, flags=re.IGNORECASE)
+
+
+def _write(stream: IO[bytes], files: Mapping[str, bytes], copied: Mapping[str, str]) -> None:
+    """Write a layer: the same bytes for the same names and contents."""
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        folder = tarfile.TarInfo("wheels")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(folder)
+        for name, data in sorted(files.items()):
+            archive.addfile(_member(name, len(data)), io.BytesIO(data))
+        for name, path in sorted(copied.items()):
+            with open(path, "rb") as handle:
+                archive.addfile(_member(name, os.fstat(handle.fileno()).st_size), handle)
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return "sha256:" + digest.hexdigest()
