@@ -18,10 +18,11 @@ from .errors import OfflineRebuildError
 from .graft import REGISTRY, Carried, ImageDocument, document
 from .history import touches
 from .image import HistoryEntry, Image, missing_image, pull_remedy, sha256
+from .pipneeds import Place
 from .plan import mend_command
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, Outcome, State, Step, hidden_by_env
-from .supply import Place, Supply, needs_network, with_flags
+from .supply import Supply, needs_network, offer, with_flags
 from .thin import ThinLayer, write_layer
 
 __all__ = ["Derived", "blocked_reason", "derive", "remaining", "way_of", "with_triggers"]
@@ -168,7 +169,8 @@ def _unsupplied(place: Place, supply: Optional[Supply], said: str) -> Optional[T
     """:returns: why a RUN that needs a network cannot do without, and the remedy; ``None`` if it can."""
     elsewhere = "build the image on a connected machine and bring it in with docker save and docker load"
     if supply is None:
-        return said, elsewhere
+        changed, remedy = offer(place)
+        return f"{said} ({changed})" if changed else said, f"{remedy}; or {elsewhere}" if remedy else elsewhere
     reason, remedy = supply.refusal(place)
     return (f"{said}; {reason}", remedy or elsewhere) if reason else None
 

@@ -34,7 +34,7 @@ from .plan import MOST_COMMAND, MOST_FILES, Plan, ServicePlan, Start, mend_comma
 from .records import RecordStore, StageRecord
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, canonical
-from .supply import Sources, Supply
+from .supply import Sources, Supply, missing_in
 from .swap import Wishes, judge
 
 if TYPE_CHECKING:
@@ -586,6 +586,7 @@ class Planner:
             try:
                 self.docker.run(*argv, build.context, env={"DOCKER_BUILDKIT": "1"}, guarded=True)
             except CommandFailed as failed:
+                self._check_supply(service, failed.result.stderr, analyzer.build.dockerfile.file)
                 tail, remedy = _build_tail(failed.result.stderr), ""
                 if "invalid UTF-8" in tail:
                     remedy = _rename_remedy(analyzer.context.manifest())
@@ -595,6 +596,18 @@ class Planner:
                     remedy or "mend the instruction, or build the image on a connected machine and bring it in",
                     file=analyzer.build.dockerfile.file,
                 ) from None
+
+    def _check_supply(self, service: Service, log: str, file: str) -> None:
+        """:raises OfflineRebuildError: ``dependency-missing`` where that is why a build failed."""
+        missing = missing_in(log) if self.settings.sources.given else ""
+        if missing:
+            raise OfflineRebuildError(
+                "dependency-missing",
+                f"the build of service {service.name} failed, nothing that serves was touched; pip says: {missing}",
+                "download all that the instruction installs into the wheelhouse, on a connected machine with the same "
+                "Python; see docs/dependencies.md",
+                file=file,
+            )
 
     @staticmethod
     def _unchanged_since(analyzer: Analyzer) -> None:

@@ -21,11 +21,11 @@ from typing import IO, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from .errors import OfflineRebuildError
 from .graft import REGISTRY, Carried, ImageDocument, encode, manifest_of
-from .image import Image
-from .reuse import Analyzer, StageReuse
-from .stage import State, Step, dispatch, start_state
+from .pipneeds import Needs, Place, pip_needs
+from .stage import Step
+from .wheels import lacking
 
-__all__ = ["Place", "Sources", "Supply", "needs_network"]
+__all__ = ["Sources", "Supply", "missing_in", "needs_network", "offer", "with_flags"]
 
 #: RUNs that fetch from a network: package managers and downloads.
 _NETWORK = re.compile(
@@ -50,6 +50,10 @@ _WHEELS = "/dev/offline-rebuild/wheels"
 _PIP_CONF = "/etc/pip.conf"
 #: Settings in the environment that would come before those of the file.
 _PIP_ENV = ("PIP_CONFIG_FILE", "PIP_NO_INDEX", "PIP_FIND_LINKS")
+_PIP_MISSES = re.compile(
+    r"ERROR: ((?:Could not find a version that satisfies|No matching distribution found for|Hashes are required)[^\n]*"
+    r"|THESE PACKAGES DO NOT MATCH THE HASHES|ResolutionImpossible)"
+)
 _PACKAGES = (".whl", ".tar.gz", ".zip", ".tar.bz2")
 
 
@@ -92,57 +96,6 @@ def needs_network(step: Step) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A RUN that needs packages.
-
-    :param cut: where the build of its stage starts; ``number``: its own place in the stage.
-    """
-
-    analyzer: Analyzer
-    stage: StageReuse
-    cut: int
-    number: int
-
-    @property
-    def step(self) -> Step:
-        """:returns: the instruction."""
-        return self.stage.timeline.steps[self.number]
-
-    @property
-    def image(self) -> Optional[Image]:
-        """:returns: the image that the build of the stage starts from."""
-        return self.stage.alignment.image if self.stage.alignment is not None else self.stage.base
-
-    @property
-    def top(self) -> int:
-        """:returns: the index of that image's uppermost layer that the build starts from; -1 if there is none."""
-        alignment = self.stage.alignment
-        if alignment is None:
-            return len(self.stage.base.diff_ids) - 1 if self.stage.base is not None else -1
-        history = alignment.image.history[: alignment.positions[min(self.cut, alignment.matched)]]
-        return sum(1 for entry in history if entry.layer is not None) - 1
-
-    def state(self) -> State:
-        """:returns: environment and folder that the RUN has."""
-        alignment, steps = self.stage.alignment, self.stage.timeline.steps
-        start = 0
-        if alignment is not None:
-            start = min(self.number, alignment.matched)
-            state = alignment.states[start].copy()
-        else:
-            state = start_state(self.stage.base.config if self.stage.base is not None else {})
-        for step in steps[start : self.number]:
-            dispatch(state, step, self.analyzer.build, self.analyzer.outer)
-        return state
-
-    def read(self, path: str) -> Optional[bytes]:
-        """:returns: a file of the image that the build starts from; ``None`` if it is not there."""
-        if self.image is None or self.top < 0:
-            return None
-        return self.analyzer.reader(self.image).content(path.lstrip("/"), self.top)
-
-
-@dataclass(frozen=True)
 class Supply:
     """The packages for the builds of one service.
 
@@ -154,18 +107,24 @@ class Supply:
 
     def refusal(self, place: Place) -> Tuple[str, str]:
         """Why a RUN that needs packages cannot have them from here, and the remedy; ``("", "")`` if it can."""
-        if not self.sources.wheelhouse:
-            return "there is no offline source for it", ""
         others = [found for found in _wants(place.step) if not _PIP.fullmatch(found)]
         if others:
             return f"a wheelhouse does not serve {others[0]}", ""
+        state, _ = place.look()
         for taken in _PIP_ENV:
-            if taken in place.state().env:
+            if taken in state.env:
                 return f"{taken} is set in the image and comes before the wheelhouse", f"take {taken} out"
         target = self._taken(place)
         if target:
             return target, "give pip no settings of its own on a host that has no network"
-        return "", ""
+        needs = pip_needs(place)
+        names = self.sources.wheels()
+        lacks = lacking(needs.requirements, self.sources.wheelhouse, names, needs.python) if needs.python else []
+        if not names:
+            lacks = [f"the wheelhouse {self.sources.wheelhouse} is empty"]
+        if not lacks:
+            return "", ""
+        return _with_changes("; ".join(lacks), needs), _download(needs, self.sources.wheelhouse)
 
     def _taken(self, place: Place) -> str:
         """Who else puts pip's settings where the wheelhouse's have to be."""
@@ -220,6 +179,40 @@ class Supply:
         manifest = manifest_of(raw, layers) if analyzer.store.info.store == "containerd" else None
         ref = f"{REGISTRY}/supply:{carried.diff_id.split(':')[1][:32]}"
         return ImageDocument(ref, raw, (carried.diff_id,), manifest, (carried,))
+
+
+def offer(place: Place) -> Tuple[str, str]:
+    """Without a wheelhouse: how it would help.
+
+    :returns: what has changed of a RUN's packages, and the remedy; both may be empty.
+    """
+    if not all(_PIP.fullmatch(found) for found in _wants(place.step)):
+        return "", ""
+    needs = pip_needs(place)
+    return needs.changed, _download(needs, "") if needs.command else ""
+
+
+def _with_changes(said: str, needs: Needs) -> str:
+    return f"{said} ({needs.changed})" if needs.changed else said
+
+
+def _download(needs: Needs, folder: str) -> str:
+    """:returns: how to come by the packages."""
+    if not needs.command:
+        return "pip download what the instruction installs, in the same image on a connected machine, and bring it here"
+    where = f"bring wheels here as {folder}" if folder else "bring wheels here and set offline_rebuild_wheelhouse to it"
+    return f"on a connected machine, in the build context: {needs.command}; {where}"
+
+
+def missing_in(log: str) -> str:
+    """:returns: what pip did not find, by the log of a build that failed; empty if it failed for another reason."""
+    found = _PIP_MISSES.search(log)
+    if found is None:
+        return ""
+    said = " ".join(found.group(1).split())
+    if said == "ResolutionImpossible":
+        said = "; ".join(dict.fromkeys(re.findall(r"\S+ \S+ depends on [^\n]*\S", log))) or said
+    return said
 
 
 def _wants(step: Step) -> List[str]:

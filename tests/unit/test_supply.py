@@ -13,11 +13,14 @@ from module_utils.offline_rebuild.derive import blocked_reason, derive
 from module_utils.offline_rebuild.dockerfile import parse
 from module_utils.offline_rebuild.errors import OfflineRebuildError
 from module_utils.offline_rebuild.graft import REGISTRY
-from module_utils.offline_rebuild.supply import Sources, Supply, pip_conf, with_flags
+from module_utils.offline_rebuild.supply import Sources, Supply, missing_in, pip_conf, with_flags
 from tests.unit.depot import Depot
 from tests.unit.test_reuse import BASE, write
 
 OLD = "FROM base\nCOPY requirements.txt /app/\nRUN pip install -r /app/requirements.txt\n"
+
+
+OS_RELEASE = "ID=debian\nVERSION_ID=12\n"
 
 
 @pytest.fixture
@@ -34,6 +37,47 @@ def wheels(tmp_path: Path) -> Path:
     folder = tmp_path / "wheels"
     write(folder, {"a-2-py3-none-any.whl": "a", "notes.txt": "no package"})
     return folder
+
+
+def test_a_package_that_is_missing_is_named_with_the_remedy(depot: Depot, wheels: Path) -> None:
+    """The old file is read from the image, the Python too: from the program that RUN calls."""
+    python = {"usr/bin/python3.12": "elf", "usr/bin/pip": "#!/usr/bin/python3.12\n", "etc/os-release": OS_RELEASE}
+    depot.build("base:latest", "FROM scratch\nCOPY rootfs /\n", {2: python})
+    depot.build("app:latest", OLD, {2: {"app/requirements.txt": "a==1\nb==1\n"}}, base="base:latest")
+    write(depot.root / "context", {"requirements.txt": "a==2\nc==3\n"})
+    analyzer = depot.analyzer(OLD, depot.root / "context", cheapest="graft")
+    reason, remedy = blocked_reason(analyzer, supply(wheels))
+    assert reason.endswith("; c==3: the wheelhouse has no c (requirements.txt: +c==3, a 1 -> 2, -b)")
+    command = "pip download --dest wheels --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312"
+    assert f"in the build context: {command} --platform manylinux_2_35_x86_64" in remedy
+    assert remedy.endswith(f" -r requirements.txt; bring wheels here as {wheels}")
+    reason, remedy = blocked_reason(analyzer)
+    assert "(requirements.txt: +c==3, a 1 -> 2, -b)" in reason
+    assert command in remedy
+    assert "set offline_rebuild_wheelhouse" in remedy
+    for name in wheels.iterdir():
+        name.unlink()
+    assert f"the wheelhouse {wheels} is empty" in blocked_reason(analyzer, supply(wheels))[0]
+    write(wheels, {"a-2-py3-none-any.whl": "", "c-3-py3-none-any.whl": ""})
+    assert blocked_reason(analyzer, supply(wheels)) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (
+            "#9 1.2 ERROR: No matching distribution found for x==1 (from y)\n",
+            "No matching distribution found for x==1 (from y)",
+        ),
+        (
+            "#9 1 ERROR: ResolutionImpossible: for help\n#9 1     x 2 depends on y\n#9 1   x 1 depends on y\n",
+            "x 2 depends on y; x 1 depends on y",
+        ),
+        ("#9 ERROR: process did not complete", ""),
+    ],
+)
+def test_what_pip_did_not_find(log: str, said: str) -> None:
+    assert missing_in(log) == said
 
 
 def supply(wheels: Path, **more: Any) -> Supply:
