@@ -123,6 +123,12 @@ options:
         and from nowhere else; without it a service that needs that is blocked.
     type: path
     default: ""
+  npm_cache:
+    description:
+      - A folder on the host that is npm's own cache, as C(npm ci --cache) makes it. RUNs that have to install again
+        with npm do so from there and from nowhere else; without it a service that needs that is blocked.
+    type: path
+    default: ""
   state_dir:
     description: Where records, releases and caches are kept on the host.
     type: path
@@ -284,6 +290,7 @@ ARGUMENT_SPEC = {
     "dependency_files": {"type": "list", "elements": "str", "default": []},
     "overlay_run": {"type": "list", "elements": "str", "default": []},
     "wheelhouse": {"type": "path", "default": ""},
+    "npm_cache": {"type": "path", "default": ""},
     "state_dir": {"type": "path", "default": "/var/lib/offline-rebuild"},
     "keep_releases": {"type": "int", "default": 3},
     "release": {"type": "str", "default": ""},

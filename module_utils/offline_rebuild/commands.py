@@ -73,6 +73,7 @@ OPTIONS: Mapping[str, Option] = {
     "dependency_files": Option(("--dependency-file",), "many", "PATTERN"),
     "overlay_run": Option(("--overlay-run",), "many", "TEXT"),
     "wheelhouse": Option(("--wheelhouse",), meta="DIR"),
+    "npm_cache": Option(("--npm-cache",), meta="DIR"),
     "advise": Option(("--advise",), "flag"),
     "state_dir": Option(("--state-dir",), meta="DIR"),
     "health_checks": Option(("--health-check",), "many", "URL"),
@@ -96,7 +97,7 @@ OPTIONS: Mapping[str, Option] = {
 }
 _PROJECT = ("project_src", "compose_files", "env_files", "profiles", "project_name", "state_dir")
 _BUILD = (*_PROJECT, "build_args", "evidence", "modes")
-_MAKE = (*_BUILD, "reuse", "dependency_files", "overlay_run", "wheelhouse", "advise")
+_MAKE = (*_BUILD, "reuse", "dependency_files", "overlay_run", "wheelhouse", "npm_cache", "advise")
 _SWAP = ("pregate_services", "no_pregate_services", "rolling_services")
 _GATED = ("health_checks", "gate_timeout", *_SWAP, "keep_releases", "change_id", "operator")
 _RUN = (*_MAKE, *_GATED)

@@ -107,6 +107,10 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
         "folder with Python packages that RUNs may install from, with no network",
         "存放 Python 包的目录，RUN 在没有网络时从中安装",
     ),
+    "option.npm_cache": (
+        "npm's cache folder, which RUNs may install from, with no network",
+        "npm 的缓存目录，RUN 在没有网络时从中安装",
+    ),
     "option.advise": (
         "say what could be better in Dockerfiles and build contexts",
         "指出 Dockerfile 和构建上下文可改进之处",

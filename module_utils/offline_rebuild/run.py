@@ -53,6 +53,7 @@ class Request:
     dependency_files: Sequence[str] = ()
     overlay_run: Sequence[str] = ()
     wheelhouse: str = ""
+    npm_cache: str = ""
     state_dir: str = "/var/lib/offline-rebuild"
     keep_releases: int = 3
     change_id: str = ""
@@ -444,7 +445,7 @@ def settings_of(request: Request) -> Settings:
         run_time=request.run_time,
         wishes=request.wishes,
         sent=once.read_sent(request.sent),
-        sources=Sources(wheelhouse=request.wheelhouse),
+        sources=Sources(request.wheelhouse, request.npm_cache),
     )
 
 

@@ -21,6 +21,7 @@ from typing import IO, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from .errors import OfflineRebuildError
 from .graft import REGISTRY, Carried, ImageDocument, encode, manifest_of
+from .npmneeds import CACHE, NPM_ENV, npm_lacks, npm_remedy, npmrc, npmrc_path
 from .pipneeds import Needs, Place, pip_needs
 from .stage import Step
 from .wheels import lacking
@@ -46,6 +47,7 @@ _NETWORK = re.compile(
 _OFFLINE = re.compile(r"--no-index|--offline|--no-deps|--network[= ]none|localhost|127\.0\.0\.1")
 #: What each source serves, of what :data:`_NETWORK` finds.
 _PIP = re.compile(r"(?:python[\d.]*\s+-m\s+)?pip[\d.]*\s+install")
+_NPM = re.compile(r"npm\s+(?:ci|install|i)")
 _WHEELS = "/dev/offline-rebuild/wheels"
 _PIP_CONF = "/etc/pip.conf"
 #: Settings in the environment that would come before those of the file.
@@ -62,20 +64,28 @@ class Sources:
     """The folders on the host that packages may be taken from; empty: none."""
 
     wheelhouse: str = ""
+    npm_cache: str = ""
 
     @property
     def given(self) -> bool:
         """:returns: whether there is any."""
-        return bool(self.wheelhouse)
+        return bool(self.wheelhouse or self.npm_cache)
 
     def check(self) -> None:
-        """:raises OfflineRebuildError: ``wheelhouse-missing``."""
+        """:raises OfflineRebuildError: ``wheelhouse-missing``, ``npm-cache-missing``."""
         if self.wheelhouse and not os.path.isdir(self.wheelhouse):
             raise OfflineRebuildError(
                 "wheelhouse-missing",
                 "the wheelhouse is not a folder on this host",
                 "put the wheels there, or set offline_rebuild_wheelhouse to the folder that has them",
                 file=self.wheelhouse,
+            )
+        if self.npm_cache and not os.path.isdir(os.path.join(self.npm_cache, "_cacache")):
+            raise OfflineRebuildError(
+                "npm-cache-missing",
+                "it is no npm cache: there is no folder _cacache in it on this host",
+                "put there what npm ci --cache made, or set offline_rebuild_npm_cache to the folder that has it",
+                file=self.npm_cache,
             )
 
     def wheels(self) -> List[str]:
@@ -107,14 +117,25 @@ class Supply:
 
     def refusal(self, place: Place) -> Tuple[str, str]:
         """Why a RUN that needs packages cannot have them from here, and the remedy; ``("", "")`` if it can."""
-        others = [found for found in _wants(place.step) if not _PIP.fullmatch(found)]
-        if others:
-            return f"a wheelhouse does not serve {others[0]}", ""
+        wants = _wants(place.step)
+        served = [(_PIP, self.sources.wheelhouse, "wheelhouse"), (_NPM, self.sources.npm_cache, "npm cache")]
+        for found in wants:
+            if not any(folder and pattern.fullmatch(found) for pattern, folder, _ in served):
+                given = " and ".join(name for _, folder, name in served if folder)
+                return f"the {given} does not serve {found}", ""
+        for pattern, judge in ((_PIP, self._pip_refusal), (_NPM, self._npm_refusal)):
+            if any(pattern.fullmatch(found) for found in wants):
+                reason, remedy = judge(place)
+                if reason:
+                    return reason, remedy
+        return "", ""
+
+    def _pip_refusal(self, place: Place) -> Tuple[str, str]:
         state, _ = place.look()
         for taken in _PIP_ENV:
             if taken in state.env:
                 return f"{taken} is set in the image and comes before the wheelhouse", f"take {taken} out"
-        target = self._taken(place)
+        target = self._taken(place, _PIP_CONF) or _written(place, "pip.conf")
         if target:
             return target, "give pip no settings of its own on a host that has no network"
         needs = pip_needs(place)
@@ -126,44 +147,78 @@ class Supply:
             return "", ""
         return _with_changes("; ".join(lacks), needs), _download(needs, self.sources.wheelhouse)
 
-    def _taken(self, place: Place) -> str:
-        """Who else puts pip's settings where the wheelhouse's have to be."""
+    def _npm_refusal(self, place: Place) -> Tuple[str, str]:
+        state, copied = place.look()
+        path = npmrc_path(place, state)
+        if path is None:
+            return "the home of its user is not known, where npm's settings have to be", ""
+        for taken in state.env:
+            if taken.lower() in NPM_ENV:
+                return f"{taken} is set in the image and comes before the npm cache", f"take {taken} out"
+        own = posixpath.join(str(state.config.get("WorkingDir") or "/"), ".npmrc")
+        target = self._taken(place, path) or _written(place, ".npmrc")
+        if target or own in copied:
+            return target or f"the project has npm settings of its own ({copied[own]})", (
+                "give npm no settings of its own on a host that has no network"
+            )
+        said, changed = npm_lacks(place, self.sources.npm_cache)
+        if not said:
+            return "", ""
+        disagrees = any("disagrees" in one for one in said)
+        listed = "; ".join(said)
+        return f"{listed} ({changed})" if changed else listed, npm_remedy(place, self.sources.npm_cache, disagrees)
+
+    def _taken(self, place: Place, path: str) -> str:
+        """Who else puts settings where those for the packages have to be."""
         for mount in place.step.instruction.mounts:
-            if posixpath.normpath(mount.target or "/run/secrets") != _PIP_CONF:
+            if posixpath.normpath(mount.target or "/run/secrets") != path:
                 continue
-            name = mount.fields.get("id") or posixpath.basename(mount.fields.get("source") or _PIP_CONF)
+            name = mount.fields.get("id") or posixpath.basename(mount.fields.get("source") or path)
             if mount.type != "secret" or name in self.secrets or mount.fields.get("required", "false") != "false":
-                return f"the instruction mounts {_PIP_CONF} itself"
-        for step in place.stage.timeline.steps[place.cut : place.number]:
-            if "pip.conf" in _text(step):
-                return f"line {step.instruction.line} writes pip's settings"
+                return f"the instruction mounts {path} itself"
         return ""
+
+    def _settings(self, place: Place) -> List[Tuple[str, str, bytes]]:
+        """:returns: the settings files of a RUN: name in the image of the packages, path in the RUN, content."""
+        found: List[Tuple[str, str, bytes]] = []
+        wants = _wants(place.step)
+        if any(_PIP.fullmatch(one) for one in wants):
+            conf = pip_conf(place.read(_PIP_CONF))
+            found.append((_conf_name("pip", conf), _PIP_CONF, conf))
+        if any(_NPM.fullmatch(one) for one in wants):
+            path = npmrc_path(place, place.look()[0]) or "/root/.npmrc"
+            conf = npmrc(place.read(path))
+            found.append((_conf_name("npm", conf), path, conf))
+        return found
 
     def flags(self, place: Place, name: str) -> List[str]:
         """:returns: the RUN's flags that give it the packages.
 
         :param name: of the image that :meth:`document` has made.
         """
-        conf = pip_conf(place.read(_PIP_CONF))
-        return [
-            f"--mount=type=bind,from={name},source=/wheels,target={_WHEELS}",
-            f"--mount=type=bind,from={name},source=/{_conf_name(conf)},target={_PIP_CONF}",
-        ]
+        mounts: List[str] = []
+        for conf, path, _ in self._settings(place):
+            kind = "npm" if conf.startswith("npm") else "wheels"
+            target = f"source=/{kind},target={_WHEELS if kind == 'wheels' else CACHE}"
+            writable = ",rw" if kind == "npm" else ""  # npm writes to its cache; what it writes is thrown away
+            mounts.append(f"--mount=type=bind,from={name},{target}{writable}")
+            mounts.append(f"--mount=type=bind,from={name},source=/{conf},target={path}")
+        return mounts
 
     def document(self, places: Sequence[Place], folder: str) -> ImageDocument:
         """The image that holds the packages.
 
         :param folder: where its layer is written.
         """
-        files: Dict[str, bytes] = {}
-        for place in places:
-            conf = pip_conf(place.read(_PIP_CONF))
-            files[_conf_name(conf)] = conf
+        files = {name: conf for place in places for name, _, conf in self._settings(place)}
+        copied: Dict[str, str] = {}
+        if any(name.startswith("pip") for name in files):
+            copied.update((f"wheels/{n}", os.path.join(self.sources.wheelhouse, n)) for n in self.sources.wheels())
+        if any(name.startswith("npm") for name in files):
+            copied.update(_cache_files(self.sources.npm_cache))
         path = os.path.join(folder, "supply.tar")
         with open(path, "wb") as stream:
-            _write(
-                stream, files, {f"wheels/{n}": os.path.join(self.sources.wheelhouse, n) for n in self.sources.wheels()}
-            )
+            _write(stream, files, copied)
         carried = Carried(_digest(path), os.path.getsize(path), path)
         analyzer = places[0].analyzer
         system, machine, variant = (analyzer.build.platform.split("/") + ["", ""])[:3]
@@ -186,7 +241,10 @@ def offer(place: Place) -> Tuple[str, str]:
 
     :returns: what has changed of a RUN's packages, and the remedy; both may be empty.
     """
-    if not all(_PIP.fullmatch(found) for found in _wants(place.step)):
+    wants = _wants(place.step)
+    if all(_NPM.fullmatch(found) for found in wants):
+        return "", npm_remedy(place, "", False)
+    if not all(_PIP.fullmatch(found) for found in wants):
         return "", ""
     needs = pip_needs(place)
     return needs.changed, _download(needs, "") if needs.command else ""
@@ -242,8 +300,8 @@ def pip_conf(existing: Optional[bytes]) -> bytes:
     return text.getvalue().encode()
 
 
-def _conf_name(conf: bytes) -> str:
-    return f"pip-{hashlib.sha256(conf).hexdigest()[:16]}.conf"
+def _conf_name(kind: str, conf: bytes) -> str:
+    return f"{kind}-{hashlib.sha256(conf).hexdigest()[:16]}.conf"
 
 
 def with_flags(raw: str, flags: Sequence[str]) -> str:
@@ -254,14 +312,34 @@ def with_flags(raw: str, flags: Sequence[str]) -> str:
 def _write(stream: IO[bytes], files: Mapping[str, bytes], copied: Mapping[str, str]) -> None:
     """Write a layer: the same bytes for the same names and contents."""
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        folder = tarfile.TarInfo("wheels")
-        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
-        archive.addfile(folder)
+        parents = {name[:index] for name in copied for index, char in enumerate(name) if char == "/"}
+        for name in sorted(parents | {"wheels", "npm"}):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o777 if name.split("/")[0] == "npm" else 0o755
+            archive.addfile(folder)
         for name, data in sorted(files.items()):
             archive.addfile(_member(name, len(data)), io.BytesIO(data))
         for name, path in sorted(copied.items()):
             with open(path, "rb") as handle:
                 archive.addfile(_member(name, os.fstat(handle.fileno()).st_size), handle)
+
+
+def _cache_files(cache: str) -> Dict[str, str]:
+    """:returns: what is needed of npm's cache: name in the image of the packages to file."""
+    found: Dict[str, str] = {}
+    for part in ("content-v2", "index-v5"):
+        for folder, _, names in os.walk(os.path.join(cache, "_cacache", part)):
+            inner = os.path.relpath(folder, cache)
+            found.update((f"npm/{inner}/{name}", os.path.join(folder, name)) for name in names)
+    return found
+
+
+def _written(place: Place, name: str) -> str:
+    """Which instruction between the reuse point and the RUN writes settings, as far as its text says so."""
+    for step in place.stage.timeline.steps[place.cut : place.number]:
+        if name in _text(step):
+            return f"line {step.instruction.line} writes {name}"
+    return ""
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:

@@ -103,7 +103,7 @@ def test_a_run_gets_the_wheels_and_nothing_else_changes(depot: Depot, wheels: Pa
     with tarfile.open(made.grafts[0].carried[0].path) as layer:
         names = layer.getnames()
     assert [name for name in names if name.startswith("wheels")] == ["wheels", "wheels/a-2-py3-none-any.whl"]
-    assert len(names) == 3
+    assert len(names) == 4
     without = derive(analyzer, 1, str(depot.root), {})
     assert without.text == made.text.replace(run, "RUN pip install -r /app/requirements.txt")
     assert without.grafts == made.grafts[1:]
@@ -133,7 +133,7 @@ def test_the_image_of_the_wheels_is_the_same_each_time(depot: Depot, wheels: Pat
         ("RUN --mount=type=secret,id=ours,target=/etc/pip.conf pip install x", "mounts /etc/pip.conf itself"),
         ("RUN --mount=type=secret,id=x,required,target=/etc/pip.conf pip install x", "mounts /etc/pip.conf itself"),
         ("RUN --mount=type=bind,source=c,target=/etc/pip.conf pip install x", "mounts /etc/pip.conf itself"),
-        ("COPY pip.conf /etc/\nRUN pip install x", "writes pip's settings"),
+        ("COPY pip.conf /etc/\nRUN pip install x", "writes pip.conf"),
     ],
 )
 def test_which_runs_are_served(depot: Depot, wheels: Path, line: str, said: str) -> None:
