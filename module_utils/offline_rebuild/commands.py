@@ -424,6 +424,7 @@ def request_of(
         more["state_dir"] = os.path.abspath(more["state_dir"])
     more["build_args"] = _build_args(more.get("build_args", ()), environ)
     more["health_checks"] = [_health_check(text) for text in more.get("health_checks", ())]
+    more.update((key, os.path.abspath(more[key])) for key in ("wheelhouse", "npm_cache") if key in more)
     if "operator" not in more:
         more["operator"] = environ.get("SUDO_USER") or environ.get("USER") or _user()
     services = given.arguments if COMMANDS[given.command].arguments == "services" else []

@@ -16,9 +16,9 @@ from .errors import OfflineRebuildError
 from .layers import LayerReader
 from .reuse import Analyzer, StageReuse
 from .stage import State, Step, dispatch, start_state
-from .wheels import Install, Python, Requirement, changes, installs, libc_of, read_requirements
+from .wheels import Install, Python, Requirement, changes, installs, libc_of, normal, read_requirements
 
-__all__ = ["Needs", "Place", "pip_needs"]
+__all__ = ["Needs", "Place", "installed", "pip_needs"]
 
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "arm": "armv7l", "386": "i686"}
 
@@ -110,6 +110,28 @@ class Needs:
     python: Optional[Python] = None
     unclear: bool = False
     command: str = ""
+    program: str = ""
+
+
+def installed(place: Place, needs: Needs) -> Dict[str, str]:
+    """:returns: name to version of the packages that the image has for this Python where the build starts."""
+    reader, python = place.reader(), needs.python
+    if reader is None or python is None or place.top < 0:
+        return {}
+    version = f"python3.{python.minor}"
+    folders = [f"usr/local/lib/{version}/site-packages", f"usr/local/lib/{version}/dist-packages"]
+    folders += ["usr/lib/python3/dist-packages", f"usr/lib/{version}/site-packages"]
+    if needs.program.startswith("/"):  # of a virtual environment
+        folders.append(posixpath.normpath(f"{needs.program}/../../lib/{version}/site-packages").lstrip("/"))
+    found: Dict[str, str] = {}
+    for folder in folders:
+        for path in reader.listing(folder, place.top):
+            match = re.fullmatch(
+                r"([^/]+?)-([^/-]+)(?:-py3[^/]*)?\.(?:dist|egg)-info(?:/METADATA)?", path[len(folder) + 1 :]
+            )
+            if match:
+                found[normal(match.group(1))] = match.group(2)
+    return found
 
 
 def pip_needs(place: Place) -> Needs:
@@ -148,7 +170,7 @@ def _pip_needs(place: Place) -> Needs:
     python = python_of(place, state, found[0])
     flags = " ".join(python.download_flags()) if python is not None else ""
     command = " ".join(["pip download --dest wheels", flags, *arguments]) if python is not None and arguments else ""
-    return Needs(tuple(wanted), "; ".join(said), python, unclear, " ".join(command.split()))
+    return Needs(tuple(wanted), "; ".join(said), python, unclear, " ".join(command.split()), found[0].program)
 
 
 def _from_file(place: Place, path: str, copied: Dict[str, str], above: List[str]) -> Optional[List[Requirement]]:

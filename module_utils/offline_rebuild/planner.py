@@ -603,9 +603,9 @@ class Planner:
         if missing:
             raise OfflineRebuildError(
                 "dependency-missing",
-                f"the build of service {service.name} failed, nothing that serves was touched; pip says: {missing}",
-                "download all that the instruction installs into the wheelhouse, on a connected machine with the same "
-                "Python; see docs/dependencies.md",
+                f"the build of service {service.name} failed, nothing that serves was touched: {missing}",
+                "get all that the instruction installs on a connected machine with the same Python or Node, put it "
+                "into the folder; see docs/dependencies.md",
                 file=file,
             )
 

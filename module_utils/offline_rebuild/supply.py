@@ -22,7 +22,7 @@ from typing import IO, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 from .errors import OfflineRebuildError
 from .graft import REGISTRY, Carried, ImageDocument, encode, manifest_of
 from .npmneeds import CACHE, NPM_ENV, npm_lacks, npm_remedy, npmrc, npmrc_path
-from .pipneeds import Needs, Place, pip_needs
+from .pipneeds import Needs, Place, installed, pip_needs
 from .stage import Step
 from .wheels import lacking
 
@@ -52,9 +52,10 @@ _WHEELS = "/dev/offline-rebuild/wheels"
 _PIP_CONF = "/etc/pip.conf"
 #: Settings in the environment that would come before those of the file.
 _PIP_ENV = ("PIP_CONFIG_FILE", "PIP_NO_INDEX", "PIP_FIND_LINKS")
-_PIP_MISSES = re.compile(
+_MISSES = re.compile(
     r"ERROR: ((?:Could not find a version that satisfies|No matching distribution found for|Hashes are required)[^\n]*"
     r"|THESE PACKAGES DO NOT MATCH THE HASHES|ResolutionImpossible)"
+    r"|npm (?:error|ERR!) (request to \S+ failed: cache mode is[^\n]*)"
 )
 _PACKAGES = (".whl", ".tar.gz", ".zip", ".tar.bz2")
 
@@ -140,7 +141,11 @@ class Supply:
             return target, "give pip no settings of its own on a host that has no network"
         needs = pip_needs(place)
         names = self.sources.wheels()
-        lacks = lacking(needs.requirements, self.sources.wheelhouse, names, needs.python) if needs.python else []
+        lacks: List[str] = []
+        if needs.python is not None:
+            asked = (needs.requirements, self.sources.wheelhouse, names, needs.python)
+            lacks = lacking(*asked)
+            lacks = lacking(*asked, installed(place, needs)) if lacks else []  # reads more of the image
         if not names:
             lacks = [f"the wheelhouse {self.sources.wheelhouse} is empty"]
         if not lacks:
@@ -263,11 +268,11 @@ def _download(needs: Needs, folder: str) -> str:
 
 
 def missing_in(log: str) -> str:
-    """:returns: what pip did not find, by the log of a build that failed; empty if it failed for another reason."""
-    found = _PIP_MISSES.search(log)
+    """:returns: what pip or npm did not find, by the log of a build; empty if it failed for another reason."""
+    found = _MISSES.search(log)
     if found is None:
         return ""
-    said = " ".join(found.group(1).split())
+    said = " ".join((found.group(1) or found.group(2)).split())
     if said == "ResolutionImpossible":
         said = "; ".join(dict.fromkeys(re.findall(r"\S+ \S+ depends on [^\n]*\S", log))) or said
     return said

@@ -16,6 +16,7 @@ import shlex
 import zipfile
 from dataclasses import dataclass, replace
 from email.parser import Parser
+from types import MappingProxyType
 from typing import Dict, FrozenSet, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 __all__ = ["Install", "Python", "Requirement", "changes", "installs", "lacking", "read_requirements"]
@@ -440,10 +441,17 @@ def _packages(names: Iterable[str]) -> Iterator[_Package]:
             yield _Package(file, normal(found.group("name")), found.group("version"), None)
 
 
-def lacking(wanted: Sequence[Requirement], folder: str, names: Sequence[str], python: Python) -> List[str]:
+def lacking(
+    wanted: Sequence[Requirement],
+    folder: str,
+    names: Sequence[str],
+    python: Python,
+    installed: Mapping[str, str] = MappingProxyType({}),
+) -> List[str]:
     """What a wheelhouse lacks, each in words; empty if nothing is known to be lacking.
 
     :param names: the files of ``folder``.
+    :param installed: name to version of what the image has before the install: pip goes on with that.
     """
     packages: Dict[str, List[_Package]] = {}
     for package in _packages(names):
@@ -458,6 +466,8 @@ def lacking(wanted: Sequence[Requirement], folder: str, names: Sequence[str], py
             continue
         seen[key] = None
         fitting, why = _fitting(one, packages.get(one.name, []), folder, python)
+        if not fitting and one.name in installed and admits(one.specs, installed[one.name]) and not one.hashes:
+            continue
         if not fitting:
             said[f"{one}{because}: {why}"] = None
         elif len(fitting) == 1:  # of several, pip chooses

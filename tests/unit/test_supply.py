@@ -41,7 +41,13 @@ def wheels(tmp_path: Path) -> Path:
 
 def test_a_package_that_is_missing_is_named_with_the_remedy(depot: Depot, wheels: Path) -> None:
     """The old file is read from the image, the Python too: from the program that RUN calls."""
-    python = {"usr/bin/python3.12": "elf", "usr/bin/pip": "#!/usr/bin/python3.12\n", "etc/os-release": OS_RELEASE}
+    python = {
+        "usr/bin/python3.12": "elf",
+        "usr/bin/pip": "#!/usr/bin/python3.12\n",
+        "etc/os-release": OS_RELEASE,
+        "usr/lib/python3/dist-packages/pip-23.0.dist-info/METADATA": "",
+        "usr/lib/python3/dist-packages/old-1.egg-info": "",
+    }
     depot.build("base:latest", "FROM scratch\nCOPY rootfs /\n", {2: python})
     depot.build("app:latest", OLD, {2: {"app/requirements.txt": "a==1\nb==1\n"}}, base="base:latest")
     write(depot.root / "context", {"requirements.txt": "a==2\nc==3\n"})
@@ -60,6 +66,11 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(depot: Depot, wheels
     assert f"the wheelhouse {wheels} is empty" in blocked_reason(analyzer, supply(wheels))[0]
     write(wheels, {"a-2-py3-none-any.whl": "", "c-3-py3-none-any.whl": ""})
     assert blocked_reason(analyzer, supply(wheels)) == ("", "")
+    more = OLD.replace("RUN ", "RUN pip install -U pip 'old>=1' && ")  # what is there already need not come
+    analyzer = depot.analyzer(more, depot.root / "context", cheapest="graft")
+    assert blocked_reason(analyzer, supply(wheels)) == ("", "")
+    analyzer = depot.analyzer(more.replace("old>=1", "old>1"), depot.root / "context", cheapest="graft")
+    assert "old>1: the wheelhouse has no old" in blocked_reason(analyzer, supply(wheels))[0]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +83,10 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(depot: Depot, wheels
         (
             "#9 1 ERROR: ResolutionImpossible: for help\n#9 1     x 2 depends on y\n#9 1   x 1 depends on y\n",
             "x 2 depends on y; x 1 depends on y",
+        ),
+        (
+            "#9 npm error request to https://x/a failed: cache mode is 'only-if-cached' but no\n",
+            "request to https://x/a failed: cache mode is 'only-if-cached' but no",
         ),
         ("#9 ERROR: process did not complete", ""),
     ],
