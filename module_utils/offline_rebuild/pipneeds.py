@@ -20,6 +20,8 @@ from .wheels import Install, Python, Requirement, changes, installs, libc_of, no
 
 __all__ = ["Needs", "Place", "installed", "pip_needs"]
 
+#: Bytes of an image that are not gone through for a remedy alone.
+_BIG = 1 << 30
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "arm": "armv7l", "386": "i686"}
 
 
@@ -53,6 +55,15 @@ class Place:
         """:returns: the reader of the image that the build of the stage starts from."""
         image = self.stage.alignment.image if self.stage.alignment is not None else self.stage.base
         return self.analyzer.reader(image) if image is not None else None
+
+    @property
+    def cheap(self) -> bool:
+        """:returns: whether files of that image are read without going through a big archive."""
+        image = self.stage.alignment.image if self.stage.alignment is not None else self.stage.base
+        reader = self.reader()
+        if image is None or reader is None:
+            return False
+        return int(image.inspect.get("Size") or 0) <= _BIG or reader.in_place
 
     def read(self, path: str) -> Optional[bytes]:
         """:returns: a file of the image as it is where the build starts; ``None`` if it is not there."""

@@ -249,7 +249,7 @@ def offer(place: Place) -> Tuple[str, str]:
     wants = _wants(place.step)
     if all(_NPM.fullmatch(found) for found in wants):
         return "", npm_remedy(place, "", False)
-    if not all(_PIP.fullmatch(found) for found in wants):
+    if not all(_PIP.fullmatch(found) for found in wants) or not place.cheap:
         return "", ""
     needs = pip_needs(place)
     return needs.changed, _download(needs, "") if needs.command else ""
