@@ -145,7 +145,7 @@ class Requirement:
     file: str = ""
 
     def __str__(self) -> str:
-        return self.name + self.wanted
+        return self.name + (f"[{','.join(sorted(self.extras))}]" if self.extras else "") + self.wanted
 
     @property
     def wanted(self) -> str:
@@ -270,8 +270,10 @@ def changes(old: Iterable[Requirement], new: Iterable[Requirement]) -> List[str]
     said = [f"+{one}" for name, one in after.items() if name not in before]
     said += [
         f"{name} {_short(before[name])} -> {_short(one)}"
+        if before[name].extras == one.extras
+        else f"{before[name]} -> {one}"
         for name, one in after.items()
-        if name in before and before[name].wanted != one.wanted
+        if name in before and str(before[name]) != str(one)
     ]
     return said + [f"-{name}" for name in before if name not in after]
 

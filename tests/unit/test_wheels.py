@@ -150,7 +150,7 @@ def test_requirements_files() -> None:
     found, nested = read_requirements(text, "r.txt")
     assert nested == ["more.txt"]
     assert [(str(one), one.marker, sorted(one.extras), sorted(one.hashes)) for one in found] == [
-        ("a-b-c>=1,<2", "python_version > '3'", ["x", "y"], []),
+        ("a-b-c[x,y]>=1,<2", "python_version > '3'", ["x", "y"], []),
         ("d==1", "", [], ["ab", "cd"]),
         ("f==1", "", [], []),
     ]
@@ -158,9 +158,15 @@ def test_requirements_files() -> None:
 
 
 def test_what_has_changed() -> None:
-    old, _ = read_requirements("httpx==0.27.0\nsix\nsame==1\nloose>=1\n")
-    new, _ = read_requirements("httpx==0.28.1\nsame==1\nloose>=2\nnumpy==2.1.0\n")
-    assert changes(old, new) == ["+numpy==2.1.0", "httpx 0.27.0 -> 0.28.1", "loose >=1 -> >=2", "-six"]
+    old, _ = read_requirements("httpx==0.27.0\nsix\nsame==1\nloose>=1\nmore==1\n")
+    new, _ = read_requirements("httpx==0.28.1\nsame==1\nloose>=2\nnumpy==2.1.0\nmore[x]==1\n")
+    assert changes(old, new) == [
+        "+numpy==2.1.0",
+        "httpx 0.27.0 -> 0.28.1",
+        "loose >=1 -> >=2",
+        "more==1 -> more[x]==1",
+        "-six",
+    ]
 
 
 def wheel(folder: Path, name: str, requires: str = "") -> Path:
