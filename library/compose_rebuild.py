@@ -117,6 +117,18 @@ options:
     type: list
     elements: str
     default: []
+  wheelhouse:
+    description:
+      - A folder on the host with Python packages (wheels). RUNs that have to install again with pip do so from there
+        and from nowhere else; without it a service that needs that is blocked.
+    type: path
+    default: ""
+  npm_cache:
+    description:
+      - A folder on the host that is npm's own cache, as C(npm ci --cache) makes it. RUNs that have to install again
+        with npm do so from there and from nowhere else; without it a service that needs that is blocked.
+    type: path
+    default: ""
   state_dir:
     description: Where records, releases and caches are kept on the host.
     type: path
@@ -277,6 +289,8 @@ ARGUMENT_SPEC = {
     "reuse": {"type": "str", "choices": ["exact", "overlay"], "default": "exact"},
     "dependency_files": {"type": "list", "elements": "str", "default": []},
     "overlay_run": {"type": "list", "elements": "str", "default": []},
+    "wheelhouse": {"type": "path", "default": ""},
+    "npm_cache": {"type": "path", "default": ""},
     "state_dir": {"type": "path", "default": "/var/lib/offline-rebuild"},
     "keep_releases": {"type": "int", "default": 3},
     "release": {"type": "str", "default": ""},

@@ -72,6 +72,8 @@ OPTIONS: Mapping[str, Option] = {
     "reuse": Option(("--reuse",), meta="HOW", choices=("exact", "overlay")),
     "dependency_files": Option(("--dependency-file",), "many", "PATTERN"),
     "overlay_run": Option(("--overlay-run",), "many", "TEXT"),
+    "wheelhouse": Option(("--wheelhouse",), meta="DIR"),
+    "npm_cache": Option(("--npm-cache",), meta="DIR"),
     "advise": Option(("--advise",), "flag"),
     "state_dir": Option(("--state-dir",), meta="DIR"),
     "health_checks": Option(("--health-check",), "many", "URL"),
@@ -95,7 +97,7 @@ OPTIONS: Mapping[str, Option] = {
 }
 _PROJECT = ("project_src", "compose_files", "env_files", "profiles", "project_name", "state_dir")
 _BUILD = (*_PROJECT, "build_args", "evidence", "modes")
-_MAKE = (*_BUILD, "reuse", "dependency_files", "overlay_run", "advise")
+_MAKE = (*_BUILD, "reuse", "dependency_files", "overlay_run", "wheelhouse", "npm_cache", "advise")
 _SWAP = ("pregate_services", "no_pregate_services", "rolling_services")
 _GATED = ("health_checks", "gate_timeout", *_SWAP, "keep_releases", "change_id", "operator")
 _RUN = (*_MAKE, *_GATED)
@@ -422,6 +424,7 @@ def request_of(
         more["state_dir"] = os.path.abspath(more["state_dir"])
     more["build_args"] = _build_args(more.get("build_args", ()), environ)
     more["health_checks"] = [_health_check(text) for text in more.get("health_checks", ())]
+    more.update((key, os.path.abspath(more[key])) for key in ("wheelhouse", "npm_cache") if key in more)
     if "operator" not in more:
         more["operator"] = environ.get("SUDO_USER") or environ.get("USER") or _user()
     services = given.arguments if COMMANDS[given.command].arguments == "services" else []

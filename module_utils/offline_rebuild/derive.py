@@ -18,30 +18,14 @@ from .errors import OfflineRebuildError
 from .graft import REGISTRY, Carried, ImageDocument, document
 from .history import touches
 from .image import HistoryEntry, Image, missing_image, pull_remedy, sha256
+from .pipneeds import Place
 from .plan import mend_command
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, Outcome, State, Step, hidden_by_env
+from .supply import Supply, needs_network, offer, with_flags
 from .thin import ThinLayer, write_layer
 
 __all__ = ["Derived", "blocked_reason", "derive", "remaining", "way_of", "with_triggers"]
-
-#: RUNs that fetch from a network: package managers and downloads.
-_NETWORK = re.compile(
-    r"""(?:^|[\s;&|(/])(?:
-      (?:python[\d.]*\s+-m\s+)?pip[\d.]*\s+(?:install|download|wheel)\b | uv\s+(?:pip\s+install|sync|add|run|tool)\b
-    | poetry\s+(?:install|add|update)\b | pdm\s+(?:install|sync|add)\b | pipenv\s+(?:install|sync)\b
-    | conda\s+(?:install|create|env)\b | mamba\s+(?:install|create|env)\b
-    | npm\s+(?:ci|install|i|add|update)\b | npx\s | yarn(?:\s+(?:install|add)\b|\s*$) | pnpm\s+(?:install|i|add|fetch)\b
-    | corepack\s | bun\s+install\b
-    | apt(?:-get)?\s+(?:-\S+\s+)*(?:update|install|upgrade|dist-upgrade)\b | apk\s+(?:-\S+\s+)*(?:add|update|upgrade)\b
-    | (?:dnf|yum|microdnf|zypper)\s+(?:-\S+\s+)*(?:install|update|upgrade)\b | pacman\s+-S
-    | go\s+(?:mod\s+download|get|install)\b | cargo\s+(?:fetch|install)\b
-    | gem\s+install\b | bundle\s+install\b | composer\s+(?:install|require|update)\b
-    | curl\s | wget\s | git\s+clone\b
-    )""",
-    re.VERBOSE | re.MULTILINE,
-)
-_OFFLINE = re.compile(r"--no-index|--offline|--no-deps|--network[= ]none|localhost|127\.0\.0\.1")
 
 
 @dataclass(frozen=True)
@@ -62,12 +46,6 @@ class Derived:
     target: str
     final: Optional[ImageDocument] = None
     onbuild: Tuple[str, ...] = ()
-
-
-def needs_network(step: Step) -> bool:
-    """:returns: whether a RUN is one that is known to need a network."""
-    text = "\n".join([step.instruction.text, *(d.content for d in step.instruction.heredocs)])
-    return step.kind == "run" and bool(_NETWORK.search(text)) and not _OFFLINE.search(text)
 
 
 def remaining(analyzer: Analyzer) -> List[Tuple[StageReuse, int]]:
@@ -141,10 +119,12 @@ def _set_by(outcomes: Sequence[Outcome]) -> Set[Tuple[str, str]]:
     return found | {("Cmd", "")} if ("Entrypoint", "") in found else found
 
 
-def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
+def blocked_reason(analyzer: Analyzer, supply: Optional[Supply] = None) -> Tuple[str, str]:
     """Why the build cannot be done on this host, and the remedy; ``("", "")`` if it can.
 
     Known before anything is touched: a stage with neither ancestor nor base, or a RUN that is known to need a network.
+
+    :param supply: what such RUNs can have without one.
     """
     for stage, cut in remaining(analyzer):
         timeline = stage.timeline
@@ -162,11 +142,13 @@ def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
         for number, step in enumerate(timeline.steps[cut:], cut):
             place = f"{analyzer.build.dockerfile.file}:{step.instruction.line}"
             if needs_network(step):
-                return (
+                said = (
                     f"{place} {step.title} would have to run again and needs a network, because stage {name} is "
-                    f"reusable only up to there: {_because(stage)}",
-                    "build the image on a connected machine and bring it in with docker save and docker load",
+                    f"reusable only up to there: {_because(stage)}"
                 )
+                found = _unsupplied(Place(analyzer, stage, cut, number), supply, said)
+                if found is not None:
+                    return found
             if stage.modes.get(number):
                 return _tree_modes(analyzer, f"{place} {step.title}", stage.modes[number])
             if step.kind == "remote":
@@ -181,6 +163,16 @@ def blocked_reason(analyzer: Analyzer) -> Tuple[str, str]:
                         pull_remedy(value, timeline.platform),
                     )
     return "", ""
+
+
+def _unsupplied(place: Place, supply: Optional[Supply], said: str) -> Optional[Tuple[str, str]]:
+    """:returns: why a RUN that needs a network cannot do without, and the remedy; ``None`` if it can."""
+    elsewhere = "build the image on a connected machine and bring it in with docker save and docker load"
+    if supply is None:
+        changed, remedy = offer(place)
+        return f"{said} ({changed})" if changed else said, f"{remedy}; or {elsewhere}" if remedy else elsewhere
+    reason, remedy = supply.refusal(place)
+    return (f"{said}; {reason}", remedy or elsewhere) if reason else None
 
 
 def _tree_modes(analyzer: Analyzer, said: str, modes: Mapping[str, int]) -> Tuple[str, str]:
@@ -224,18 +216,23 @@ def _no_ancestor(analyzer: Analyzer, stage: StageReuse) -> Tuple[str, str]:
 
 
 def derive(
-    analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, str], gone: Iterable[str] = ()
-) -> Derived:
+    analyzer: Analyzer, run_time: int, folder: str, labels: Mapping[str, str], gone: Iterable[str] = (),
+    supply: Optional[Supply] = None,
+) -> Derived:  # fmt: skip
     """The derived Dockerfile and the grafts it stands on.
 
     :param run_time: seconds since the epoch that grafts and thin layers carry.
     :param folder: where thin layers are written.
     :param labels: the compose file's ``build.labels``, for a result that is made without a build.
     :param gone: labels that the compose file gave the ancestor and no longer gives.
+    :param supply: what the RUNs that need a network can have without one.
     """
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run_time))
     stages = remaining(analyzer)
+    flags: Mapping[Tuple[int, int], Sequence[str]] = {}
     grafts: List[ImageDocument] = []
+    if supply is not None:
+        flags, grafts = _supplied(analyzer, stages, supply, folder)
     tags: Dict[str, str] = {}
     alias = _aliases(stage for stage, _ in stages)
     blocks: List[str] = []
@@ -260,7 +257,9 @@ def derive(
             name = f"offline-rebuild-part-{stage.timeline.index}-{number}"
             name = alias[stage.timeline.index] if number == len(parts) - 1 else name
             lines = [f"FROM {origin} AS {name}", *lines]
-            lines += [_rewritten(step, alias, analyzer, tags) for step in steps]
+            for step in steps:
+                more = flags.get((stage.timeline.index, stage.timeline.steps.index(step, cut)), ())
+                lines.append(with_flags(_rewritten(step, alias, analyzer, tags), more))
             blocks.append("\n".join(lines))
             origin, lines = name, []
     target, cut = next((s, c) for s, c in stages if s.timeline.index == analyzer.target)
@@ -269,6 +268,22 @@ def derive(
     metas = [i.raw.rstrip("\n") for i in analyzer.build.dockerfile.meta_args]
     text = "\n".join([*header, *metas, *blocks]) + "\n"
     return Derived(text, tuple(grafts), tags, alias[analyzer.target], result, _triggers_before(analyzer, target, cut))
+
+
+def _supplied(
+    analyzer: Analyzer, stages: Sequence[Tuple[StageReuse, int]], supply: Supply, folder: str
+) -> Tuple[Dict[Tuple[int, int], Sequence[str]], List[ImageDocument]]:
+    """:returns: more flags for the RUNs that need packages, by stage and place; and the image that holds these."""
+    places = [
+        Place(analyzer, stage, cut, number)
+        for stage, cut in stages
+        for number in range(cut, len(stage.timeline.steps))
+        if needs_network(stage.timeline.steps[number])
+    ]
+    if not places:
+        return {}, []
+    made = supply.document(places, folder)
+    return {(place.stage.timeline.index, place.number): supply.flags(place, made.ref) for place in places}, [made]
 
 
 def _triggers_before(analyzer: Analyzer, stage: StageReuse, cut: int) -> Tuple[str, ...]:

@@ -103,6 +103,14 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
         "overlay: a RUN to run again, by its text or line; may be repeated",
         "用于 overlay：要在其上重新运行的 RUN，写文本的一部分或行号；可重复",
     ),
+    "option.wheelhouse": (
+        "folder with Python packages that RUNs may install from, with no network",
+        "存放 Python 包的目录，RUN 在没有网络时从中安装",
+    ),
+    "option.npm_cache": (
+        "npm's cache folder, which RUNs may install from, with no network",
+        "npm 的缓存目录，RUN 在没有网络时从中安装",
+    ),
     "option.advise": (
         "say what could be better in Dockerfiles and build contexts",
         "指出 Dockerfile 和构建上下文可改进之处",

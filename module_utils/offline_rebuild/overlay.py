@@ -20,13 +20,14 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 from .ancestry import Alignment, align
 from .context import Manifest
 from .copyset import CopyEntry, CopySet, compare
-from .derive import needs_network, unsettled
+from .derive import unsettled
 from .errors import OfflineRebuildError
 from .history import OVERLAY_COMMENT, THIN_COMMENT
 from .layers import LayerEntry, LayerReader
 from .plan import FileChange
 from .reuse import EVIDENCE, Analyzer, StageReuse
 from .stage import Step, dispatch
+from .supply import needs_network
 from .thin import Item, ThinLayer, Unsuited, alike, as_layer_entry, by_bytes, check_names, parents_of, same_entry
 
 __all__ = ["Overlay", "Refused", "plan_overlay"]

@@ -34,6 +34,7 @@ from .plan import MOST_COMMAND, MOST_FILES, Plan, ServicePlan, Start, mend_comma
 from .records import RecordStore, StageRecord
 from .reuse import Analyzer, StageReuse
 from .stage import BuildInput, canonical
+from .supply import Sources, Supply, missing_in
 from .swap import Wishes, judge
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Settings:
     :param dependency_files: patterns of files that must not have changed for that, beside those known by name.
     :param overlay_run: the RUNs to run again on an overlay: parts of their texts, or line numbers.
     :param sent: service to an image that another host made for it (once.py).
+    :param sources: folders on the host that RUNs may install from (supply.py).
     """
 
     state_dir: str
@@ -74,6 +76,7 @@ class Settings:
     overlay_run: Tuple[str, ...] = ()
     wishes: Wishes = field(default_factory=Wishes)
     sent: Mapping[str, once.Sent] = field(default_factory=dict)
+    sources: Sources = field(default_factory=Sources)
 
 
 def image_store(docker: Docker, settings: Settings) -> ImageStore:
@@ -215,7 +218,7 @@ class Planner:
         sent = self.settings.sent.get(service.name)
         if sent is not None and sent.inputs == common.inputs:
             return _taken(common, sent, reasons)
-        reason, remedy = blocked_reason(analyzer)
+        reason, remedy = blocked_reason(analyzer, self._supply(service.build))
         if reason:
             said = [reason, f"remedy: {remedy}"]
             if self.settings.reuse == "overlay":
@@ -492,10 +495,17 @@ class Planner:
                 return target.alignment.image.id
         gone = self._gone_labels(build, analyzer)
         with self._folder() as folder:
-            derived = derive(analyzer, self.run_time, folder, build.labels, gone)
+            derived = derive(analyzer, self.run_time, folder, build.labels, gone, self._supply(build))
             for image in derived.grafts:
                 graft.load(self.store, image)
         return self._built(service, analyzer, derived)
+
+    def _supply(self, build: Build) -> Optional[Supply]:
+        """:returns: what RUNs can have without a network; ``None`` where no folder is given."""
+        if not self.settings.sources.given:
+            return None
+        names = (str(secret.get("target") or secret.get("source") or "") for secret in build.secrets)
+        return Supply(self.settings.sources, frozenset(names))
 
     def _take(self, service: str, analyzer: Analyzer, build: Build) -> str:
         """Take the image that another host made, and record it as what this tree gives."""
@@ -576,6 +586,7 @@ class Planner:
             try:
                 self.docker.run(*argv, build.context, env={"DOCKER_BUILDKIT": "1"}, guarded=True)
             except CommandFailed as failed:
+                self._check_supply(service, failed.result.stderr, analyzer.build.dockerfile.file)
                 tail, remedy = _build_tail(failed.result.stderr), ""
                 if "invalid UTF-8" in tail:
                     remedy = _rename_remedy(analyzer.context.manifest())
@@ -585,6 +596,18 @@ class Planner:
                     remedy or "mend the instruction, or build the image on a connected machine and bring it in",
                     file=analyzer.build.dockerfile.file,
                 ) from None
+
+    def _check_supply(self, service: Service, log: str, file: str) -> None:
+        """:raises OfflineRebuildError: ``dependency-missing`` where that is why a build failed."""
+        missing = missing_in(log) if self.settings.sources.given else ""
+        if missing:
+            raise OfflineRebuildError(
+                "dependency-missing",
+                f"the build of service {service.name} failed, nothing that serves was touched: {missing}",
+                "get all that the instruction installs on a connected machine with the same Python or Node, put it "
+                "into the folder; see docs/dependencies.md",
+                file=file,
+            )
 
     @staticmethod
     def _unchanged_since(analyzer: Analyzer) -> None:

@@ -23,6 +23,7 @@ from .plan import Plan, ServicePlan
 from .planner import Planner, Settings, image_store
 from .presence import Need, needs
 from .release import Journal, is_secret_name, mask, masked, secrets_of
+from .supply import Sources
 from .sweep import sweep
 
 __all__ = ["Outcome", "Request", "execute", "open_project", "settings_of", "survey"]
@@ -51,6 +52,8 @@ class Request:
     reuse: str = "exact"
     dependency_files: Sequence[str] = ()
     overlay_run: Sequence[str] = ()
+    wheelhouse: str = ""
+    npm_cache: str = ""
     state_dir: str = "/var/lib/offline-rebuild"
     keep_releases: int = 3
     change_id: str = ""
@@ -178,6 +181,7 @@ def _execute(request: Request, on_event: transaction.OnEvent, secrets: List[str]
         _room(docker.require(), request)
         return Outcome(False, "ready, as far as can be said before the project is sent")
     settings = settings_of(request)
+    settings.sources.check()
     store = Later(lambda: image_store(docker, settings))
     later_info = Later(docker.require)
     project = Later(lambda: open_project(docker, request))
@@ -441,6 +445,7 @@ def settings_of(request: Request) -> Settings:
         run_time=request.run_time,
         wishes=request.wishes,
         sent=once.read_sent(request.sent),
+        sources=Sources(request.wheelhouse, request.npm_cache),
     )
 
 

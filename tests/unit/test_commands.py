@@ -139,6 +139,7 @@ def test_every_option_reaches_the_core() -> None:
         *"--evidence recorded --modes image --gate-timeout 7 --change-id C1 --operator bob --state-dir /s".split(),
         *"--keep-releases 2".split(),
         *"--reuse overlay --dependency-file a --dependency-file b --overlay-run 5 --advise".split(),
+        *"--wheelhouse /w --npm-cache c".split(),
         *"--health-check http://h/ --health-check tcp://h:1 --project-src /srv frontend".split(),
     )
     assert request == Request(
@@ -156,6 +157,8 @@ def test_every_option_reaches_the_core() -> None:
         reuse="overlay",
         dependency_files=["a", "b"],
         overlay_run=["5"],
+        wheelhouse="/w",
+        npm_cache=str(Path.cwd() / "c"),
         advise=True,
         state_dir="/s",
         keep_releases=2,
