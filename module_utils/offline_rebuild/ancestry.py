@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, FrozenSet, List, Mapping, Optional, Tuple
 
 from .history import (
+    EXPORTER_COMMENT,
     NOP,
     OVERLAY_COMMENT,
     THIN_COMMENT,
@@ -128,7 +129,8 @@ def align(
 
     :param base: the stage's base image if it is present on the host.
     :param boundary: the recorded end of the base's entries, if there is a record.
-    :param through_thin: whether to go on after a thin layer; only a record tells what is in one.
+    :param through_thin: whether to go on after a thin layer, or one that BuildKit's exporter accounts for; only a
+        record tells what is in one.
     :returns: the alignment, or ``None`` if the image is no ancestor or it cannot be told where the base ends.
     """
     if not image.history:
@@ -177,6 +179,11 @@ def _doubt(image: Image, boundary: int) -> str:
         f"where the base ends in {image.name} cannot be told: `{shown}` may be the base's, or an instruction that the "
         "Dockerfile no longer has (record the untouched tree first: playbooks/prime.yml; or bring the base image)"
     )
+
+
+def _stands_for_nothing(entry: HistoryEntry) -> bool:
+    """:returns: whether no instruction is behind the entry."""
+    return entry.comment == THIN_COMMENT or entry.comment.startswith(EXPORTER_COMMENT)
 
 
 def _starts(image: Image, timeline: Timeline, boundary: int) -> bool:
@@ -232,7 +239,7 @@ def _at(
                 matching = False
                 continue
             position += 1
-            while through_thin and position < len(image.history) and image.history[position].comment == THIN_COMMENT:
+            while through_thin and position < len(image.history) and _stands_for_nothing(image.history[position]):
                 position += 1
         elif step.stage == timeline.index and not _onbuild_matches(image, state):
             matching = False

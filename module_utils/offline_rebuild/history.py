@@ -16,6 +16,7 @@ from .image import HistoryEntry, Image
 from .stage import DEFAULT_PATH, Outcome, Step, join_workdir, set_env, split_env
 
 __all__ = [
+    "EXPORTER_COMMENT",
     "OVERLAY_COMMENT",
     "STEP_COMMENT",
     "THIN_COMMENT",
@@ -36,6 +37,9 @@ THIN_COMMENT = "offline-rebuild.thin"
 OVERLAY_COMMENT = "offline-rebuild.overlay"
 #: Comment of an entry that stands for an instruction whose files, if any, are in the thin layer.
 STEP_COMMENT = "offline-rebuild.v0"
+#: Comment of an entry that BuildKit's exporter adds for a layer that no instruction accounts for
+#: (normalizeLayersAndHistory); seen after a RUN with a secret mount.
+EXPORTER_COMMENT = "buildkit.exporter.image"
 _PAIR = re.compile(r" [^ =]*=")
 _KEY = re.compile(r"(?:^| )([A-Za-z_][A-Za-z0-9_.\-/]*)=")
 
