@@ -268,9 +268,10 @@ class _Pruning:
         gone += self._untag([item for item in self.items if item.kind in ("kept", "debug", "dangling")])
         gone += self._prune_cache([item for item in self.items if item.kind == "cache"])
         gone += [item for item in self.items if item.kind == "file" and _removed(item.name)]
-        stayed = [item for item in self.items if item.name not in {one.name for one in gone if one.kind == item.kind}]
-        self.left += [f"{item.name}: it could not be removed" for item in stayed if item.kind != "cache"]
-        self.items = gone
+        known = {(item.kind, item.name): item for item in gone}
+        stayed = [item.name for item in self.items if (item.kind, item.name) not in known and item.kind != "cache"]
+        self.left += [f"{name}: it could not be removed" for name in stayed]
+        self.items = [known[key] for key in ((item.kind, item.name) for item in self.items) if key in known]
         told = self._told("removed" if gone else "nothing could be removed", bool(gone))
         if gone:
             self.journal.audit("pruned", text=told.msg, operator=self.request.operator)

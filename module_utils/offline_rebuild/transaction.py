@@ -203,7 +203,9 @@ class _Transaction:
         try:
             for service in plan.services:
                 if service.action == "rebuild" or service.way == "rollback":
+                    making = time.monotonic()
                     release.services[service.service].after = make_image(service)
+                    _took(release, f"make {service.service}", making)
             _took(release, "making", began)
             self._prepare(release, plan)
             tried = self._pregate(release)
