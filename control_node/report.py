@@ -315,6 +315,12 @@ def _logs(evidence: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
         phase = str(entry.get("phase") or "")
         if entry.get("compose"):
             yield {"title": f"docker compose up ({phase})", "lines": list(map(str, entry["compose"]))[-MOST_LINES:]}
+        if phase == "build":
+            lines = list(map(str, entry.get("logs") or ()))[-MOST_LINES:]
+            yield {
+                "title": f"build of {entry.get('service')}; all of it on the host: {entry.get('log')}",
+                "lines": lines,
+            }
         if entry.get("container"):
             state = entry.get("state") or {}
             health = [str(one.get("output") or "").rstrip() for one in entry.get("health_log") or ()]

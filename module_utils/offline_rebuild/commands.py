@@ -305,6 +305,13 @@ def _logs(given: argparse.Namespace, _say: Say) -> Answer:
     return Answer(DONE, {"logs": [asdict(item) for item in found]}, render.log_lines(found))
 
 
+def _debug(given: argparse.Namespace, _say: Say) -> Answer:
+    from .debug import debug
+
+    found = debug(request_of(given, check=bool(given.check)))
+    return Answer(DONE, found.to_dict(), found.lines())
+
+
 def _prune(given: argparse.Namespace, _say: Say) -> Answer:
     from .prune import CACHE_DAYS, prune
 
@@ -328,6 +335,7 @@ COMMANDS: Mapping[str, Command] = {
     "prime": Command(_prime, (*_PROJECT, "build_args")),
     "releases": Command(_releases, _PROJECT, "releases"),
     "logs": Command(_logs, (*_PROJECT, "lines", "since")),
+    "debug": Command(_debug, (*_BUILD, "operator", "check")),
     "prune": Command(_prune, (*_PROJECT, "cache_days", "operator", "check"), "nothing"),
 }
 

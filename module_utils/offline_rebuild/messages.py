@@ -57,6 +57,10 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
     ),
     "command.releases": ("the releases on this host, or those that are named", "本机的发布记录，或所指定的发布"),
     "command.logs": ("the end of the services' logs, secrets masked", "各服务日志的末尾，机密已遮盖"),
+    "command.debug": (
+        "why the last build failed; keep the state before it as an image",
+        "上次构建为何失败；把失败前的状态保留为镜像",
+    ),
     "command.prune": (
         "remove what runs left: grafts, images of dropped releases, old build cache",
         "清除以往运行的残留：grafts、已弃发布的镜像、旧的构建缓存",

@@ -181,3 +181,28 @@ def test_the_playbook(littered: Host) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert word in done.stdout
         assert f"changed={changed}" in done.stdout
+
+
+def test_a_build_that_fails_can_be_entered_where_it_failed(littered: Host) -> None:
+    """The instruction and its line, the whole log, the state before it; prune takes the image away."""
+    lines = "RUN echo good > /good && date +%N > /once\nRUN cat /app/run.sh && echo pw-hunter22 && exit 3\n"
+    write(littered, "web/Dockerfile", DOCKERFILE.replace("CMD", lines + "CMD"))
+    error = pyz(littered, "rebuild", "--build-arg", "TOKEN=pw-hunter22", code=1)["error"]
+    assert (error["code"], error["line"]) == ("build-failed", 5)
+    assert error["file"].endswith("web/Dockerfile")
+    before = littered.ssh(SNAPSHOT).stdout
+    said = pyz(littered, "debug", "--build-arg", "TOKEN=pw-hunter22", "--check")
+    assert littered.ssh(SNAPSHOT).stdout == before
+    assert said["changed"]
+    made = pyz(littered, "debug", "web", "--build-arg", "TOKEN=pw-hunter22")
+    assert (made["changed"], made["line"], made["image"]) == (True, 5, "shop-web:offline-rebuild-debug")
+    assert made["text"].startswith("RUN cat /app/run.sh && echo ")
+    log = littered.ssh(f"cat {made['log']}").stdout
+    assert made["log"] in error["remedy"]
+    assert "exit 3" in log
+    assert "hunter22" not in log + json.dumps(made) + json.dumps(error)
+    command = made["command"].replace(" -it ", " ")
+    assert littered.ssh(f"{command} -c 'cat /good /app/run.sh'").stdout.startswith("good\n")
+    assert not pyz(littered, "debug", "--build-arg", "TOKEN=pw-hunter22")["changed"]
+    gone = pyz(littered, "prune")["items"]
+    assert ("debug", made["image"]) in {(item["kind"], item["name"]) for item in gone}

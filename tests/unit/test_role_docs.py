@@ -121,13 +121,13 @@ def test_readme_equals_status_playbooks(readme: str) -> None:
 @pytest.mark.parametrize("readme", READMES)
 def test_readme_equals_operations_playbooks(readme: str) -> None:
     found: Dict[str, str] = {}
-    for name in ("prune.yml",):
+    for name in ("prune.yml", "debug.yml"):
         text = (ROOT / "playbooks" / name).read_text(encoding="utf-8")
         found.update(re.findall(r"\b(offline_rebuild_\w+) \| default\(([^,)]+)\)", text))
     assert {name: d.replace('"', "'") for name, (_, d) in table(readme, "operations variables").items()} == found
 
 
-@pytest.mark.parametrize("kind", ["status", "prune"])
+@pytest.mark.parametrize("kind", ["status", "prune", "debug"])
 def test_a_host_is_asked_with_the_roles_variables(spec: Dict[str, Dict[str, Any]], kind: str) -> None:
     """The same project, whatever is asked; and every option of the module is given."""
     module = f"rebuild_{kind}"
