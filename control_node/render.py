@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def _render(name: str, report: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(short=_short, seconds=_seconds, size=_size, cell=_cell, code=_code, word=STATES.get)
+    environment.filters.update(estimate=_estimate, longest=_longest)
     return environment.get_template(name).render(
         r=report, signs=SIGNS, bad=BAD, chart=_chart(report), title=_title(report), phases=[name for name, _ in PHASES]
     )
@@ -61,6 +62,26 @@ def _short(image: str) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value:.0f} s" if value >= 100 else f"{value:.1f} s"
+
+
+def _estimate(estimate: Mapping[str, Any] | None) -> str:
+    """:returns: a host's estimate: median, and least to most."""
+    if estimate is None:
+        return "–"
+    span = estimate["all"]
+    if span is None:
+        return "no history yet"
+    return f"{_seconds(span['seconds'])} ({_seconds(span['least'])} to {_seconds(span['most'])})"
+
+
+def _longest(hosts: Sequence[Mapping[str, Any]]) -> str:
+    """:returns: the estimate of the host that takes longest, and how many have none; nothing where none was made."""
+    made = [host["estimate"] for host in hosts if host["estimate"] is not None]
+    known = [one for one in made if one["all"] is not None]
+    parts = [_estimate(max(known, key=lambda one: one["all"]["seconds"])) + " on the slowest host"] if known else []
+    if len(known) < len(made):
+        parts.append(f"no history yet on {len(made) - len(known)} of {len(hosts)} hosts")
+    return "; ".join(parts)
 
 
 def _size(value: int) -> str:

@@ -204,6 +204,7 @@ def _host(host: HostRun) -> dict[str, Any]:
             for name, keys in _phase_keys(timings)
             if any(key in timings for key in keys)
         ],
+        "estimate": _estimate(plan),
         "project": str(plan.get("project") or release.get("project") or ""),
         "engine": str(plan.get("engine") or ""),
         "store": str(plan.get("store") or ""),
@@ -212,6 +213,16 @@ def _host(host: HostRun) -> dict[str, Any]:
         "rollback_gate": _gate(release.get("rollback_gate")),
         "logs": list(_logs(release.get("evidence") or ())),
     }
+
+
+def _estimate(plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How long it was to take, from the host's own past; ``None`` where nothing was to be done or no one asked."""
+    if not plan.get("estimated"):
+        return None
+    services = {
+        service["service"]: dict(service["times"]) for service in plan.get("services") or () if service.get("times")
+    }
+    return {"all": plan.get("time"), "services": services}
 
 
 def _phase_keys(timings: Mapping[str, Any]) -> Iterable[tuple[str, Sequence[str]]]:
@@ -304,6 +315,12 @@ def _logs(evidence: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
         phase = str(entry.get("phase") or "")
         if entry.get("compose"):
             yield {"title": f"docker compose up ({phase})", "lines": list(map(str, entry["compose"]))[-MOST_LINES:]}
+        if phase == "build":
+            lines = list(map(str, entry.get("logs") or ()))[-MOST_LINES:]
+            yield {
+                "title": f"build of {entry.get('service')}; all of it on the host: {entry.get('log')}",
+                "lines": lines,
+            }
         if entry.get("container"):
             state = entry.get("state") or {}
             health = [str(one.get("output") or "").rstrip() for one in entry.get("health_log") or ()]
@@ -356,7 +373,7 @@ def _row(host: Mapping[str, Any], started: float) -> dict[str, Any]:
         phases.append({"name": name, "start": round(place, 2), "seconds": round(seconds, 2)})
         place += seconds
     total = max(0.0, host["ended"] - host["began"]) if host["began"] else 0.0
-    kept = {key: host[key] for key in ("host", "state", "group", "batch", "release", "message")}
+    kept = {key: host[key] for key in ("host", "state", "group", "batch", "release", "message", "estimate")}
     return {**kept, "start": round(at, 2), "seconds": round(total, 2), "phases": phases}
 
 

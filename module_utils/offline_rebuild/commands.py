@@ -49,7 +49,7 @@ Say = Callable[[str], None]
 class Option:
     """An option of the command line.
 
-    :param kind: ``one``, ``many`` or ``number`` value, or ``flag``.
+    :param kind: ``one``, ``many``, ``number`` (from 1 on) or ``count`` (from 0 on) value, or ``flag``.
     :param choices: the values that it may have; empty: any.
     """
 
@@ -89,6 +89,7 @@ OPTIONS: Mapping[str, Option] = {
     "check": Option(("--check",), "flag"),
     "lines": Option(("-n", "--lines"), "number", "N"),
     "since": Option(("--since",), meta="TIME"),
+    "cache_days": Option(("--cache-days",), "count", "N"),
     "receiver": Option(("--for",), meta="FILE"),
     "output": Option(("-o", "--output"), meta="FILE"),
     "json": Option(("--json",), "flag"),
@@ -306,6 +307,21 @@ def _logs(given: argparse.Namespace, _say: Say) -> Answer:
     return Answer(DONE, {"logs": [asdict(item) for item in found]}, render.log_lines(found))
 
 
+def _debug(given: argparse.Namespace, _say: Say) -> Answer:
+    from .debug import debug
+
+    found = debug(request_of(given, check=bool(given.check)))
+    return Answer(DONE, found.to_dict(), found.lines())
+
+
+def _prune(given: argparse.Namespace, _say: Say) -> Answer:
+    from .prune import CACHE_DAYS, prune
+
+    days = CACHE_DAYS if given.cache_days is None else given.cache_days
+    found = prune(request_of(given, check=bool(given.check)), days)
+    return Answer(DONE, found.to_dict(), found.lines())
+
+
 #: Name to command, in the order of the help.
 COMMANDS: Mapping[str, Command] = {
     "plan": Command(_plan, (*_MAKE, *_SWAP, "diff", "exit_code")),
@@ -321,6 +337,8 @@ COMMANDS: Mapping[str, Command] = {
     "prime": Command(_prime, (*_PROJECT, "build_args")),
     "releases": Command(_releases, _PROJECT, "releases"),
     "logs": Command(_logs, (*_PROJECT, "lines", "since")),
+    "debug": Command(_debug, (*_BUILD, "operator", "check")),
+    "prune": Command(_prune, (*_PROJECT, "cache_days", "operator", "check"), "nothing"),
 }
 
 
@@ -359,8 +377,8 @@ def parse(argv: Sequence[str], program: str) -> Tuple[Optional[str], argparse.Na
             more["action"] = "store_true"
         elif option.kind == "many":
             more.update(action="append", default=[])
-        elif option.kind == "number":
-            more["type"] = _number
+        elif option.kind in ("number", "count"):
+            more["type"] = _number if option.kind == "number" else _count
         if option.choices:
             more["choices"] = option.choices
         parser.add_argument(*option.flags, **more)
@@ -378,6 +396,10 @@ def _number(text: str) -> int:
     if not re.match(r"^[0-9]{1,9}$", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _number(text)
 
 
 def _with_files(argv: Sequence[str], program: str) -> List[str]:

@@ -57,6 +57,14 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
     ),
     "command.releases": ("the releases on this host, or those that are named", "本机的发布记录，或所指定的发布"),
     "command.logs": ("the end of the services' logs, secrets masked", "各服务日志的末尾，机密已遮盖"),
+    "command.debug": (
+        "why the last build failed; keep the state before it as an image",
+        "上次构建为何失败；把失败前的状态保留为镜像",
+    ),
+    "command.prune": (
+        "remove what runs left: grafts, images of dropped releases, old build cache",
+        "清除以往运行的残留：grafts、已弃发布的镜像、旧的构建缓存",
+    ),
     "arg.services": ("the services to look at; all if none is named", "要处理的服务；不写则为全部"),
     "arg.releases": ("ids of releases", "发布编号"),
     "arg.archives": ("files, plain or compressed", "归档文件，压缩或不压缩均可"),
@@ -149,6 +157,10 @@ MESSAGES: Dict[str, Tuple[str, str]] = {
     "option.since": ("since a time, or a span such as 10m", "从某个时间开始，或一段时间如 10m"),
     "option.receiver": ("what holdings printed on the other host", "对方主机上 holdings 的输出文件"),
     "option.output": ("the file to write", "要写入的文件"),
+    "option.cache_days": (
+        "days for which build cache has to be unused; 0: keep it; default: 30",
+        "构建缓存须多少天未用才清除；0 为保留；默认 30",
+    ),
     "option.json": ("one JSON document instead of text", "输出一个 JSON 文档而不是文本"),
     "option.options": (
         "file with options, as on the command line; # begins a comment",

@@ -7,7 +7,12 @@ Schema (``Plan.to_dict``), version 1::
        "note", "mend"}], "dockerfile", "reused", "total", "start": {"line", "text"} | null, "evidence",
        "assumed": [str], "ancestor", "ancestor_digest", "inputs", "image_before", "stages": [...], "mend",
        "image_modes": [str], "image_modes_total", "not_run": [str], "run_again": [str], "swap", "swap_why",
-       "pregate": bool, "pregate_why"}]}
+       "pregate": bool, "pregate_why", "times": {"make": span | null, "away": span | null} | null}],
+     "estimated": bool, "time": span | null}
+
+``times`` and ``time`` are estimates (estimate.py), ``null`` where none was made or the host has no history; a span is
+``{"seconds", "least", "most", "releases"}``: the median of so many releases and its bounds, in seconds. The last three
+keys came later: a reader finds them missing in the record of an older release.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
-__all__ = ["ACTIONS", "FileChange", "Plan", "ServicePlan", "StagePlan", "Start", "mend_command"]
+__all__ = ["ACTIONS", "FileChange", "Plan", "ServicePlan", "Span", "StagePlan", "Start", "Times", "mend_command"]
 
 SCHEMA = 1
 #: Files that are shown to an operator; the plan itself has them all.
@@ -71,6 +76,30 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Seconds that something took: the median of so many ``releases``, the ``least`` and the ``most``."""
+
+    seconds: float
+    least: float
+    most: float
+    releases: int
+
+    def __str__(self) -> str:
+        if self.releases == 1:
+            return f"about {self.seconds:.1f} s (once before)"
+        return f"about {self.seconds:.1f} s ({self.least:.1f} to {self.most:.1f} s in {self.releases} releases)"
+
+
+@dataclass(frozen=True)
+class Times:
+    """What is known of a service's times: ``make`` its image, and how long it is ``away``; ``None``: no history yet, or
+    it is neither made nor away."""
+
+    make: Optional[Span] = None
+    away: Optional[Span] = None
+
+
+@dataclass(frozen=True)
 class ServicePlan:
     """What becomes of one service.
 
@@ -90,6 +119,7 @@ class ServicePlan:
     :param image_modes: the first of the ``image_modes_total`` paths whose mode is taken from the image.
     :param swap: ``rolling``, ``recreate`` or ``""``; ``swap_why`` says why it is not rolling.
     :param pregate: whether the new image is tried beside the old container first; ``pregate_why`` says why not.
+    :param times: the estimate; ``None`` where none was made.
     """
 
     service: str
@@ -118,6 +148,7 @@ class ServicePlan:
     swap_why: str = ""
     pregate: bool = False
     pregate_why: str = ""
+    times: Optional[Times] = None
 
     @property
     def changed(self) -> bool:
@@ -127,12 +158,17 @@ class ServicePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run on one host would do. ``services`` are in dependency order."""
+    """What a run on one host would do. ``services`` are in dependency order.
+
+    :param time: how long all of it takes, where it was ``estimated`` and there is a history.
+    """
 
     project: str
     engine: str
     store: str
     services: Tuple[ServicePlan, ...] = field(default_factory=tuple)
+    estimated: bool = False
+    time: Optional[Span] = None
 
     @property
     def changed(self) -> bool:
@@ -153,7 +189,13 @@ class Plan:
             "store": self.store,
             "changed": self.changed,
             "services": [asdict(s) for s in self.services],
+            "estimated": self.estimated,
+            "time": asdict(self.time) if self.time is not None else None,
         }
+
+    def time_line(self) -> List[str]:
+        """:returns: one line on how long all takes, none where that was not estimated."""
+        return [f"in all: {self.time or 'no history yet'}"] if self.estimated else []
 
     def diff(self) -> Mapping[str, str]:
         """:returns: ``before`` and ``after`` texts for Ansible's ``--diff``, one block per service that is touched."""
@@ -164,6 +206,7 @@ class Plan:
                 continue
             before.append(f"{service.service}: image {short(service.image_before)}")
             after.extend(describe(service))
+        after += self.time_line()
         return {
             "before": "".join(line + "\n" for line in before),
             "after": "".join(line + "\n" for line in after),
@@ -227,4 +270,16 @@ def describe(service: ServicePlan) -> List[str]:
     if service.swap:
         lines.append(f"  swap: {service.swap}" + (f", since {service.swap_why}" if service.swap_why else ""))
         lines.append("  pre-gate: " + (f"no, since {service.pregate_why}" if service.pregate_why else "yes"))
+    if service.times is not None:
+        lines += _time_lines(service, service.times)
+    return lines
+
+
+def _time_lines(service: ServicePlan, times: Times) -> List[str]:
+    lines = []
+    if service.action == "rebuild":
+        lines.append(f"  time to make: {times.make or 'no history yet'}")
+    if service.swap:
+        away = "not at all (rolling)" if service.swap == "rolling" else f"{times.away or 'no history yet'}"
+        lines.append(f"  away: {away}")
     return lines

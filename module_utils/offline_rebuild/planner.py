@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, AbstractSet, Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
-from . import compose, graft, once
+from . import compose, debug, graft, once
 from .ahead import Ahead, indexed
 from .ancestry import align
 from .cli import CommandFailed, Docker, parse_version
@@ -563,7 +563,9 @@ class Planner:
             raise OfflineRebuildError("build-failed", f"the image that the build of {service.name} left cannot be read")
         return graft.load(self.store, with_triggers(built, triggers))
 
-    def _run_build(self, service: Service, analyzer: Analyzer, text: str, target: str, name: str) -> None:
+    def _run_build(
+        self, service: Service, analyzer: Analyzer, text: str, target: str, name: str, more: Sequence[str] = ()
+    ) -> None:
         build = service.build
         assert build is not None
         with self._folder() as folder:
@@ -580,21 +582,29 @@ class Planner:
             argv += _target_stage(analyzer, text)
             for key, value in build.labels.items():
                 argv += ["--label", f"{key}={value}"]
-            argv += _build_flags(build, self.project)
+            argv += [*more, *_build_flags(build, self.project)]
             if analyzer.build.platform != analyzer.build.host_platform:
                 argv += ["--platform", analyzer.build.platform]
             try:
                 self.docker.run(*argv, build.context, env={"DOCKER_BUILDKIT": "1"}, guarded=True)
             except CommandFailed as failed:
-                self._check_supply(service, failed.result.stderr, analyzer.build.dockerfile.file)
-                tail, remedy = _build_tail(failed.result.stderr), ""
+                log = failed.result.stderr
+                self._check_supply(service, log, analyzer.build.dockerfile.file)
+                about, line, instruction = debug.of_build(
+                    service.name, log, text, analyzer.build.dockerfile, self.project.src, self.run_time
+                )
+                tail, remedy = _build_tail(log), ""
                 if "invalid UTF-8" in tail:
                     remedy = _rename_remedy(analyzer.context.manifest())
-                raise OfflineRebuildError(
-                    "build-failed",
-                    f"the build of service {service.name} failed:\n{tail}",
+                raise debug.BuildFailed(
+                    f"the build of service {service.name} failed"
+                    + (f" at {instruction}" if instruction else "")
+                    + f":\n{tail}",
                     remedy or "mend the instruction, or build the image on a connected machine and bring it in",
-                    file=analyzer.build.dockerfile.file,
+                    analyzer.build.dockerfile.file,
+                    line,
+                    log,
+                    about,
                 ) from None
 
     def _check_supply(self, service: Service, log: str, file: str) -> None:
@@ -608,6 +618,26 @@ class Planner:
                 "into the folder; see docs/dependencies.md",
                 file=file,
             )
+
+    def keep_last_good(self, service_name: str, stage: str, place: int, name: str, labels: Mapping[str, str]) -> None:
+        """Build a service's derived Dockerfile up to an instruction, see :func:`debug.cut`, and name the result.
+
+        :raises OfflineRebuildError: ``build-failed``, ``context-changed``, ``load-failed``.
+        """
+        service = self.project.service(service_name)
+        analyzer = self.analyzer(service)
+        assert service.build is not None
+        self._making.begin()
+        with self._folder() as folder:
+            gone = self._gone_labels(service.build, analyzer)
+            derived = derive(analyzer, self.run_time, folder, service.build.labels, gone, self._supply(service.build))
+            for image in derived.grafts:
+                graft.load(self.store, image)
+        for ref, image_id in derived.tags.items():
+            self.docker.run("tag", image_id, ref, guarded=True)
+        more = [part for key, value in labels.items() for part in ("--label", f"{key}={value}")]
+        self._run_build(service, analyzer, debug.cut(derived.text, stage, place), stage, name, more)
+        self._unchanged_since(analyzer)
 
     @staticmethod
     def _unchanged_since(analyzer: Analyzer) -> None:

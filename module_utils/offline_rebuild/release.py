@@ -7,6 +7,8 @@ Files, all below ``state_dir`` and readable by root only::
                                            rollback starts from. It holds environment values, as the compose files do.
     releases/<project>/<id>.checks.json    the operator's health checks that the release passed, for a rollback to it;
                                            of headers that a check sends the names alone
+    releases/<project>/<id>.<service>.build.log
+                                           all that a build which failed said, secrets masked; at most 2 MB of it
     releases/<project>/reserve             space for the journal on a disk that gets full, while a release is made
     releases/<project>/pregate.compose     the compose file of a pre-gate, while it lasts
     audit.log                              one JSON line per event, only ever appended to
@@ -47,6 +49,11 @@ SCHEMA = 1
 STATES = ("planning", "making", "pregating", "swapping", "gating", "rolling_back", "done", "rolled_back", "failed")
 FINISHED = ("done", "rolled_back", "failed")
 _PREGATE = "pregate.compose"
+_LOG = ".build.log"
+#: Bytes of a build's log that are kept.
+_MOST_LOG = 2 << 20
+#: Characters of one of its lines.
+_MOST_LINE = 4000
 
 _SECRET_NAME = re.compile(r"(?i)(pass(word|wd|phrase)?|secret|token|credentials?|auth|api_?key|_key|_pat)(_|$)")
 #: The fields of a release that hold text from elsewhere. Names and ids are not masked: a rollback needs them.
@@ -195,6 +202,22 @@ class Journal:
         names = sorted(self._names(".compose.json"), reverse=True)
         return [os.path.join(self.folder, name) for name in names]
 
+    def write_log(self, release: Release, service: str, text: str) -> str:
+        """Keep the log of a build that failed, secrets masked; of a long one the beginning and the end.
+
+        :returns: its path.
+        """
+        name = f"{release.id}.{service}{_LOG}"
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        lines = (str(mask(line[:_MOST_LINE])) for line in text.split("\n"))  # its time grows with a line's square
+        data = "\n".join(lines).encode("utf-8", "surrogateescape")
+        if len(data) > _MOST_LOG:
+            left_out = b"\n[... %d bytes are left out ...]\n" % (len(data) - _MOST_LOG)
+            data = data[: _MOST_LOG // 4] + left_out + data[-(_MOST_LOG - _MOST_LOG // 4) :]
+        self._replace(name, data, durable=False)
+        return os.path.join(self.folder, name)
+
     def write_checks(self, release: Release, checks: Sequence[Mapping[str, Any]]) -> None:
         """Keep the operator's checks that the release passed."""
         kept = [{**check, "headers": sorted(check.get("headers") or {})} for check in checks]
@@ -327,8 +350,10 @@ class Journal:
 
     def remove(self, release_id: str) -> None:
         """Remove the release's files; it need not exist."""
-        for suffix in (".json", ".compose.json", ".checks.json", ".json.damaged"):
-            path = os.path.join(self.folder, release_id + suffix)
+        logs = [name for name in self._names(_LOG) if name.startswith(f"{release_id}.")]
+        files = [release_id + suffix for suffix in (".json", ".compose.json", ".checks.json", ".json.damaged")]
+        for name in (*files, *logs):
+            path = os.path.join(self.folder, name)
             if os.path.lexists(path):
                 os.unlink(path)
 

@@ -73,7 +73,7 @@ def plan_lines(plan: Plan, detail: bool = False) -> List[str]:
             lines += describe(service) if service.action != "unchanged" else [_one_line(service)]
         else:
             lines.append(_one_line(service))
-    return lines
+    return lines + (plan.time_line() if detail else [])
 
 
 def _one_line(service: ServicePlan) -> str:

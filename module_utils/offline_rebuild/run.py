@@ -17,6 +17,7 @@ from .ahead import Ahead
 from .cli import Docker, EngineInfo, parse_version
 from .compose import Project
 from .errors import OfflineRebuildError, of_system
+from .estimate import estimated
 from .later import Later
 from .lock import Lock
 from .plan import Plan, ServicePlan
@@ -201,11 +202,11 @@ def _execute(request: Request, on_event: transaction.OnEvent, secrets: List[str]
     if request.action == "build":
         return _build(request, docker, planner, clock, on_event)
     if request.check:
-        plan = planner.plan()
+        journal = Journal(request.state_dir, planner.project.name)
+        plan = estimated(planner.plan(), journal.all())
         if plan.changed and not plan.blocked:
             _preflight(info, plan, request)
         timings = {"plan": round(time.monotonic() - clock, 3)}
-        journal = Journal(request.state_dir, planner.project.name)
         return _advised(request, planner, _with_unfinished(_planned(plan, timings), journal))
     return _advised(request, planner, _carry_out(request, docker, planner, clock, on_event))
 
@@ -344,6 +345,8 @@ def _carry_out(
         if planner.left_behind:
             planner.clean()
         made = planner.plan()
+        if made.changed:
+            made = estimated(made, Journal(request.state_dir, planner.project.name).all())
         timings["plan"] = round(time.monotonic() - clock, 3)
         plans.append(made)
         if made.changed and not made.blocked:

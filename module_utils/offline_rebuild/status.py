@@ -45,6 +45,7 @@ __all__ = [
     "ServiceStatus",
     "Status",
     "contexts",
+    "histories",
     "layers",
     "logs",
     "on_this_host",
@@ -392,7 +393,7 @@ def _disk(docker: Docker, state_dir: str, root: str, ids: Sequence[str]) -> Disk
     existing = os.path.abspath(state_dir)
     while not os.path.isdir(existing):
         existing = os.path.dirname(existing)
-    sizes = shared_once(_histories(docker, ids).values())
+    sizes = shared_once(histories(docker, ids).values())
     return Disk(state_dir, total, parts, _free(existing), len(ids), sizes, root, _free(root))
 
 
@@ -426,7 +427,7 @@ def _free(folder: str) -> int:
 _Entry = Tuple[str, str, int]
 
 
-def _histories(docker: Docker, ids: Sequence[str]) -> Dict[str, List[_Entry]]:
+def histories(docker: Docker, ids: Sequence[str]) -> Dict[str, List[_Entry]]:
     """:returns: per image the entries of its history, oldest first; images that are gone are left out."""
     found: Dict[str, List[_Entry]] = {}
     for start in range(0, len(ids), _AT_ONCE):
@@ -534,7 +535,7 @@ def _layers_of(planner: Any, service: Any) -> ServiceLayers:
     thin_size: Optional[int] = None
     if alignment is not None:
         entries = alignment.image.history
-        history = _histories(planner.docker, [alignment.image.id]).get(alignment.image.id, [])
+        history = histories(planner.docker, [alignment.image.id]).get(alignment.image.id, [])
         if len(history) == len(entries):
             thin = [entry.comment == THIN_COMMENT for entry in entries]
             thin_size = sum(entry[2] for entry, is_thin in zip(history, thin) if is_thin) if any(thin) else None

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any, Dict, Iterable, List, Mapping, Set, Tuple
+from typing import AbstractSet, Any, Dict, Iterable, List, Mapping, Set, Tuple
 
-__all__ = ["YOUNG", "sweep"]
+__all__ = ["YOUNG", "stale", "sweep"]
 
 #: Seconds that a file stays whoever needs it.
 YOUNG = 3600.0
@@ -24,45 +24,57 @@ def sweep(state_dir: str, images: Iterable[Mapping[str, Any]], young: float = YO
     :param images: ``docker image inspect`` of all local images.
     :returns: the paths removed.
     """
+    return [path for path in stale(state_dir, images, young) if _unlinked(path)]
+
+
+def stale(state_dir: str, images: Iterable[Mapping[str, Any]], young: float = YOUNG) -> List[str]:
+    """What :func:`sweep` would remove; nothing is touched. :returns: the paths."""
     before = time.time() - young
     ids = _named(state_dir)
     layers: Set[str] = set()
     for image in images:
         ids.add(_hex(str(image.get("Id"))))
         layers.update(_hex(str(digest)) for digest in (image.get("RootFS") or {}).get("Layers") or ())
-    removed: List[str] = []
+    found: List[str] = []
     for folder in ("records", "configs"):
-        removed += _remove(os.path.join(state_dir, folder), ids, before)
-    manifests, certain = _manifests(os.path.join(state_dir, "records"))
+        found += _unneeded(os.path.join(state_dir, folder), ids, before)
+    manifests, certain = _manifests(os.path.join(state_dir, "records"), set(found))
     if certain:
-        removed += _remove(os.path.join(state_dir, "manifests"), manifests, before)
-    removed += _remove(os.path.join(state_dir, "layers"), layers, before)
-    return removed
+        found += _unneeded(os.path.join(state_dir, "manifests"), manifests, before)
+    return found + _unneeded(os.path.join(state_dir, "layers"), layers, before)
 
 
 def _hex(digest: str) -> str:
     return digest.rpartition(":")[2]
 
 
-def _remove(folder: str, needed: Set[str], before: float) -> List[str]:
-    """Remove the old files of a folder whose names, up to the first dot, are not needed; an interrupted write's too."""
-    removed: List[str] = []
+def _unneeded(folder: str, needed: Set[str], before: float) -> List[str]:
+    """The old files of a folder whose names, up to the first dot, are not needed; an interrupted write's too."""
     try:
         names = os.listdir(folder)
     except OSError:
-        return removed
-    for name in names:
-        path = os.path.join(folder, name)
-        left_over = name.startswith(".tmp-") or name.endswith(".tmp")
-        if not left_over and name.partition(".")[0] in needed:
-            continue
-        try:
-            if os.lstat(path).st_mtime < before:
-                os.unlink(path)
-                removed.append(path)
-        except OSError:
-            continue
-    return removed
+        return []
+    paths = [os.path.join(folder, name) for name in names if _left_over(name) or name.partition(".")[0] not in needed]
+    return [path for path in paths if _is_older(path, before)]
+
+
+def _left_over(name: str) -> bool:
+    return name.startswith(".tmp-") or name.endswith(".tmp")
+
+
+def _is_older(path: str, before: float) -> bool:
+    try:
+        return os.lstat(path).st_mtime < before
+    except OSError:
+        return False
+
+
+def _unlinked(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except OSError:
+        return False
+    return True
 
 
 def _named(state_dir: str) -> Set[str]:
@@ -76,9 +88,9 @@ def _named(state_dir: str) -> Set[str]:
     return found - {""}
 
 
-def _manifests(folder: str) -> Tuple[Set[str], bool]:
-    """:returns: the manifests that a record names, and whether every record could be read."""
-    documents, certain = _documents(folder, 0)
+def _manifests(folder: str, gone: Set[str]) -> Tuple[Set[str], bool]:
+    """:returns: the manifests that a record names, those in ``gone`` left out, and whether all could be read."""
+    documents, certain = _documents(folder, 0, gone)
     found: Set[str] = set()
     for document in documents:
         for stage in document.get("stages") or ():
@@ -86,7 +98,7 @@ def _manifests(folder: str) -> Tuple[Set[str], bool]:
     return found, certain
 
 
-def _documents(folder: str, depth: int) -> Tuple[List[Dict[str, Any]], bool]:
+def _documents(folder: str, depth: int, gone: AbstractSet[str] = frozenset()) -> Tuple[List[Dict[str, Any]], bool]:
     """The JSON objects in a folder, and whether all could be read; rendered compose projects are left out."""
     found: List[Dict[str, Any]] = []
     certain = True
@@ -100,7 +112,7 @@ def _documents(folder: str, depth: int) -> Tuple[List[Dict[str, Any]], bool]:
         if depth and entry.is_dir(follow_symlinks=False):
             inner, sure = _documents(entry.path, depth - 1)
             found, certain = found + inner, certain and sure
-        elif entry.name.endswith(".json") and not entry.name.endswith(".compose.json"):
+        elif entry.name.endswith(".json") and not entry.name.endswith(".compose.json") and entry.path not in gone:
             try:
                 with open(entry.path, "rb") as handle:
                     document = json.loads(handle.read())

@@ -34,6 +34,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Seque
 from . import compose, health, pregate, rolling, swap
 from .cli import Docker, parse_version
 from .compose import ContainerState, Project
+from .debug import BuildFailed
 from .errors import OfflineRebuildError
 from .graft import Making, remove_left_behind
 from .image import normal_ref
@@ -203,13 +204,17 @@ class _Transaction:
         try:
             for service in plan.services:
                 if service.action == "rebuild" or service.way == "rollback":
+                    making = time.monotonic()
                     release.services[service.service].after = make_image(service)
+                    _took(release, f"make {service.service}", making)
             _took(release, "making", began)
             self._prepare(release, plan)
             tried = self._pregate(release)
             if release.rollback_to and not tried:
                 self.journal.write_rendered(release, compose.dump(self.project.raw))
         except BaseException as error:
+            if isinstance(error, BuildFailed):
+                self._keep_log(release, error)
             release.note = f"nothing was touched: {error}"
             with contextlib.suppress(OfflineRebuildError):  # the first error is the one to be read
                 self._finish(release, "failed")
@@ -218,6 +223,14 @@ class _Transaction:
             release.note = tried
             return self._finish(release, "failed")
         return self._forward(release)
+
+    def _keep_log(self, release: Release, error: BuildFailed) -> None:
+        """All that the build said stays with the release, and the error tells where."""
+        with contextlib.suppress(OfflineRebuildError):  # a full disk: the error itself has the last lines
+            path = self.journal.write_log(release, str(error.about["service"]), error.log)
+            error.about["log"] = path
+            error.remedy += f"; the whole log: {path}; what ran before it can be entered: playbooks/debug.yml"
+        release.evidence.append(error.about)
 
     def _prepare(self, release: Release, plan: Plan) -> None:
         """Fill in what runs now and which services are swapped. Nothing has been touched yet.

@@ -497,3 +497,23 @@ def _typed(control: Path, answer: str, *words: str) -> int:
     os.close(terminal)
     assert typed, said
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_the_estimate_is_told_for_each_host_and_splits_no_group() -> None:
+    span = {"seconds": 8.0, "least": 7.0, "most": 9.5, "releases": 3}
+    results = {}
+    for name, long in (("a", span), ("b", None), ("c", {**span, "seconds": 12.0})):
+        values = done()
+        values["plan"] = {**values["plan"], "estimated": True, "time": long}
+        values["plan"]["services"][0]["times"] = {"make": long, "away": None}
+        results[name] = ("ok", values)
+    results["d"] = ("ok", done())
+    made = report.build(run_of(results))
+    assert len(made["groups"]) == 1
+    assert made["hosts"][0]["estimate"] == {"all": span, "services": {"backend": {"make": span, "away": None}}}
+    assert made["hosts"][3]["estimate"] is None
+    words = "- Estimated: 12.0 s (7.0 s to 9.5 s) on the slowest host; no history yet on 1 of 4 hosts"
+    assert words in render.to_markdown(made)
+    page = render.to_html(made)
+    assert "8.0 s (7.0 s to 9.5 s)</td>" in page
+    assert "no history yet</td>" in page

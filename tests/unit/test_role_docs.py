@@ -118,10 +118,21 @@ def test_readme_equals_status_playbooks(readme: str) -> None:
     assert {name: d.replace('"', "'") for name, (_, d) in table(readme, "status variables").items()} == found
 
 
-def test_status_is_asked_with_the_roles_variables(spec: Dict[str, Dict[str, Any]]) -> None:
+@pytest.mark.parametrize("readme", READMES)
+def test_readme_equals_operations_playbooks(readme: str) -> None:
+    found: Dict[str, str] = {}
+    for name in ("prune.yml", "debug.yml"):
+        text = (ROOT / "playbooks" / name).read_text(encoding="utf-8")
+        found.update(re.findall(r"\b(offline_rebuild_\w+) \| default\(([^,)]+)\)", text))
+    assert {name: d.replace('"', "'") for name, (_, d) in table(readme, "operations variables").items()} == found
+
+
+@pytest.mark.parametrize("kind", ["status", "prune", "debug"])
+def test_a_host_is_asked_with_the_roles_variables(spec: Dict[str, Dict[str, Any]], kind: str) -> None:
     """The same project, whatever is asked; and every option of the module is given."""
-    (call,) = [t["rebuild_status"] for t in load(ROLE / "tasks" / "status.yml") if "rebuild_status" in t]
-    tree = ast.parse((ROOT / "library" / "rebuild_status.py").read_text(encoding="utf-8"))
+    module = f"rebuild_{kind}"
+    (call,) = [t[module] for t in load(ROLE / "tasks" / f"{kind}.yml") if module in t]
+    tree = ast.parse((ROOT / "library" / f"{module}.py").read_text(encoding="utf-8"))
     (source,) = [
         n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "DOCUMENTATION"
     ]
@@ -132,7 +143,7 @@ def test_status_is_asked_with_the_roles_variables(spec: Dict[str, Dict[str, Any]
     ]
     documented = {k: {x: y for x, y in v.items() if x != "description"} for k, v in options.items()}
     assert ast.literal_eval(given) == documented
-    for name in set(call) & {key[len(PREFIX) :] for key in spec}:
+    for name in set(call) & {key[len(PREFIX) :] for key in spec} - {"operator"}:
         assert re.match(rf"\{{\{{ {PREFIX}{name}( \||\s*\}}\}})", call[name]), name
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from control_node.confirm import plan_digest, plan_text
+from control_node.confirm import grouped, plan_digest, plan_text
 from control_node.once import expected, not_taken, plan_once, receivers_of, rollout_sizes, sent_to, stopped
 from control_node.window import refusal
 
@@ -29,6 +29,7 @@ class FilterModule:
             "once_plan": plan_once,
             "once_receivers": receivers_of,
             "once_sent": sent_to,
+            "grouped_hosts": grouped,
             "plan_digest": plan_digest,
             "plan_text": plan_text,
             "rollout_sizes": rollout_sizes,
