@@ -60,7 +60,8 @@ _SECRET_NAME = re.compile(r"(?i)(pass(word|wd|phrase)?|secret|token|credentials?
 _FREE_TEXT = ("plan", "gate", "rollback_gate", "evidence", "note")
 #: Bytes that are set aside while a release is made: its last states must be written on a full disk, too.
 _RESERVE = 512 << 10
-_URL_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*://[^/\s:@]+:)[^/\s@]+@", re.IGNORECASE)
+#: Begins at a word's beginning only: a long word would be tried from each of its letters else.
+_URL_PASSWORD = re.compile(r"(?<![a-z0-9+.-])([a-z0-9+.-]+://[^/\s:@]+:)[^/\s@]+@", re.IGNORECASE)
 
 
 @dataclass

@@ -232,3 +232,11 @@ def test_the_checks_of_the_newest_done_release_come_back_with_the_present_header
     assert journal.checks() is None
     journal.remove(one.id)
     assert not written.exists()
+
+
+def test_a_password_in_a_url_is_masked_and_a_long_word_costs_no_time() -> None:
+    for url in ("https://u:pw@h/x", "1http://u:pw@h", "x (postgres+ssl://u:pw@h)"):
+        assert "pw" not in mask(url, ())
+    began = time.process_time()
+    assert mask("a" * 500_000 + "://", ()) == "a" * 500_000 + "://"
+    assert time.process_time() - began < 2
