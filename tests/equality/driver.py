@@ -235,16 +235,17 @@ class Offline:
                 known[image] = snapshot(image)
             answer.update(known[image])
         elif service.action == "rebuild" and mode in edit["make"]:
-            answer.update(self.made(planner, service))
+            answer.update(self.made(planner, service, True))
             answer["ways"] = {service.way: True, **self.other_ways(edit, project, state, service.way)}
         return answer
 
-    def made(self, planner: Any, service: Any) -> dict[str, Any]:
+    def made(self, planner: Any, service: Any, natural: bool) -> dict[str, Any]:
         began = time.monotonic()
         try:
             image = planner.make(service)
             answer = {**snapshot(image), "made_in": round(time.monotonic() - began, 2)}
-            return {**answer, "again": self.again(planner, service, image)}
+            # the way that a run would take; it costs a plan that knows nothing yet
+            return {**answer, "again": self.again(planner, service, image)} if natural else answer
         finally:
             planner.clean()
             self.images._by_ref = dict(self.listed)  # what was made is gone
@@ -271,7 +272,7 @@ class Offline:
             planner = self.planner_for(edit["name"], project, state, "assumed", way)
             service = planner.plan().services[0]
             if service.action == "rebuild" and service.way == way:
-                found[way] = self.guarded(lambda: self.made(planner, service))  # noqa: B023
+                found[way] = self.guarded(lambda: self.made(planner, service, False))  # noqa: B023
         return found
 
 
