@@ -218,7 +218,7 @@ def _transfer(source: Host, target: Host, tags: Iterable[str]) -> None:
 
 
 def _driver(host: Host, request: dict[str, Any]) -> Any:
-    done = host.ssh("python3 /opt/ofr/driver.py", input=json.dumps(request), timeout=1800)
+    done = host.ssh("python3 /opt/ofr/driver.py", input=json.dumps(request), timeout=2700)
     return json.loads(done.stdout)
 
 
