@@ -12,8 +12,6 @@ and measures one after the other; the medians' ratios are printed and written to
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import os
 import re
@@ -23,9 +21,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from tests.hosts import Host, Hosts, sample
+from tests.script import load
 from tests.unit.figures import record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,24 +45,13 @@ print(json.dumps({"build": run("build"), "up": run("up", "-d", "--wait")}))
 """
 
 
-def _connected_build() -> Any:
-    """:returns: ``scripts/connected-build`` as a module."""
-    loader = importlib.machinery.SourceFileLoader("connected_build", str(ROOT / "scripts" / "connected-build"))
-    spec = importlib.util.spec_from_loader("connected_build", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["connected_build"] = module
-    loader.exec_module(module)
-    return module
-
-
 def _edit(host: Host, version: str) -> None:
     host.ssh(f"sed -i -E 's/^VERSION = .*/VERSION = \"{version}\"/' {sample.TARGET}/backend/main.py")
 
 
 def _warm(host: Host) -> list[str]:
     """Builds the sample for real on the connected host, so that its cache is warm. :returns: compose's options."""
-    builder = _connected_build()
+    builder = load("connected-build")
     bases = builder.choose_bases(builder.Docker(), "auto")
     with tempfile.TemporaryDirectory(prefix="bench-rebuild-") as folder:
         archive = Path(folder) / "bases.tar"

@@ -13,14 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import docker
 import pytest
 
+from tests.engine.supplied import SNAPSHOT, STORES, plan_refused, run, serving, write
 from tests.engine.wheel import wheel
-from tests.hosts import Host, Hosts
+from tests.hosts import Host
 
 pytestmark = pytest.mark.engine
-ROOT = Path(__file__).resolve().parents[2]
 BASE = "offline-rebuild/python:3.13-slim"
 COMPOSE = """services:
   web:
@@ -38,65 +37,23 @@ COPY main.py .
 """
 WHEELS = {"wheelhouse": "/opt/wheels"}
 MAIN = "import {0}, pathlib, time\npathlib.Path('/tmp/ok').write_text({0}.__name__)\ntime.sleep(100000)\n"
-DRIVER = r"""
-import json, sys
-sys.dont_write_bytecode = True
-sys.path.insert(0, "/opt/ofr")
-import driver
-from offline_rebuild.errors import OfflineRebuildError
-from offline_rebuild.run import Request, execute
-given = json.load(sys.stdin)
-try:
-    outcome = execute(Request(project_src="/srv/web", gate_timeout=30, **given))
-    answer = {"failed": outcome.failed, **outcome.to_dict()}
-except OfflineRebuildError as error:
-    answer = {"failed": True, "error": error.to_dict(), "msg": str(error)}
-print(json.dumps(answer))
-"""
-SNAPSHOT = r"""
-import json, sys
-sys.path.insert(0, "/opt/ofr")
-import driver
-print(json.dumps(driver.snapshot(sys.argv[1])))
-"""
-#: What a host must have as it was after a plan, and after a run that was blocked.
-STATE = (
-    "find /srv /var/lib/offline-rebuild -printf '%p %y %m %s %T@\\n' 2>/dev/null | sort;"
-    " docker image ls -aq --no-trunc | sort; docker ps -aq --no-trunc; docker volume ls -q"
-)
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an index would have."""
-    folder = tmp_path_factory.mktemp("index")
+    folder = tmp_path_factory.mktemp("deps") / "index"
+    folder.mkdir()
     wheel(folder, "ofrone", "1.0")
     wheel(folder, "ofrtwo", "1.0", requires=["ofrthree>=1; python_version >= '3.9'", "never; sys_platform == 'win32'"])
     wheel(folder, "ofrthree", "1.5", tags="cp313-cp313-manylinux_2_17_x86_64.manylinux2014_x86_64")
     return folder
 
 
-@pytest.fixture(scope="module", params=os.environ.get("OFR_STORES", "classic containerd").split())
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, packages: Path) -> Iterator[Host]:
-    engine = os.environ.get("OFR_ENGINE", "trixie")
-    image = docker.from_env(timeout=900).images.get(BASE)
-    archive = tmp_path_factory.mktemp("base") / "base.tar"
-    with archive.open("wb") as stream:
-        stream.writelines(image.save(named=True))
-    with Hosts.up(f"deps-{request.param}", count=1, engine=engine, store=request.param) as hosts:
-        made: Host = hosts[0]
-        made.put(ROOT / "module_utils" / "offline_rebuild", "/opt/ofr/offline_rebuild")
-        made.put(ROOT / "tests" / "equality" / "driver.py", "/opt/ofr/driver.py")
-        made.put(packages, "/opt/index")
-        made.load(archive)
-        made.ssh("mkdir -p /srv/web/web && cat > /srv/web/compose.yaml", input=COMPOSE)
-        write(made, {"Dockerfile": DOCKERFILE, "requirements.txt": "ofrone==1.0\n", "main.py": MAIN.format("ofrone")})
-        build(made, "ofr-deps-web:1")  # built, saved, and brought in: no cache and no base
-        made.ssh(
-            "cd /srv/web && docker save ofr-deps-web:1 -o /opt/web.tar"
-            " && docker image rm ofr-deps-web:1 && docker builder prune -af && docker load -i /opt/web.tar"
-            " && docker compose up -d --wait"
-        )
+@pytest.fixture(scope="module", params=STORES)
+def host(request: pytest.FixtureRequest, packages: Path) -> Iterator[Host]:
+    files = {"Dockerfile": DOCKERFILE, "requirements.txt": "ofrone==1.0\n", "main.py": MAIN.format("ofrone")}
+    with serving("deps", request.param, "python", packages.parent, COMPOSE, files, build) as made:
         yield made
 
 
@@ -113,26 +70,12 @@ def build(host: Host, name: str) -> None:
     )
 
 
-def write(host: Host, files: Mapping[str, str]) -> None:
-    for path, text in files.items():
-        host.ssh(f"cat > /srv/web/web/{path} && chmod 644 /srv/web/web/{path}", input=text)
-
-
-def run(host: Host, **request: Any) -> dict[str, Any]:
-    done = host.ssh(["python3", "-c", DRIVER], input=json.dumps(request))
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
 def refused(host: Host, **request: Any) -> str:
     """A plan and a run that are refused leave the host as it is. Returns the one line for the operator."""
-    before = host.ssh(STATE).stdout
-    planned = run(host, check=True, **request)
-    assert planned["failed"]
-    assert host.ssh(STATE).stdout == before
+    said = plan_refused(host, **request)
     running = host.ssh("docker ps -q --no-trunc; docker image ls -q --no-trunc").stdout
     ran = run(host, **request)
-    assert (ran["failed"], ran["msg"]) == (True, planned["msg"])
+    assert (ran["failed"], ran["msg"]) == (True, said)
     assert host.ssh("docker ps -q --no-trunc; docker image ls -q --no-trunc").stdout == running
     assert "\n" not in ran["msg"]
     assert "Traceback" not in ran["msg"]

@@ -10,20 +10,17 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import docker
 import pytest
 
-from tests.engine.test_dependencies_engine import DRIVER, SNAPSHOT, STATE
-from tests.hosts import Host, Hosts
+from tests.engine.supplied import SNAPSHOT, STORES, plan_refused, run, serving, write
+from tests.hosts import Host
 
 pytestmark = pytest.mark.engine
-ROOT = Path(__file__).resolve().parents[2]
 BASE = "offline-rebuild/node:20-slim"
 COMPOSE = """services:
   web:
@@ -79,26 +76,12 @@ def tree(*names: str) -> dict[str, str]:
     return {"package.json": json.dumps(root), "package-lock.json": json.dumps(lock), "main.js": MAIN.format(names[-1])}
 
 
-@pytest.fixture(scope="module", params=os.environ.get("OFR_STORES", "classic containerd").split())
+@pytest.fixture(scope="module", params=STORES)
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    engine = os.environ.get("OFR_ENGINE", "trixie")
     folder = tmp_path_factory.mktemp("npm")
-    with (folder / "base.tar").open("wb") as stream:
-        stream.writelines(docker.from_env(timeout=900).images.get(BASE).save(named=True))
     put(folder / "index", "ofrone", "ofrtwo")
-    with Hosts.up(f"npm-{request.param}", count=1, engine=engine, store=request.param) as hosts:
-        made: Host = hosts[0]
-        made.put(ROOT / "module_utils" / "offline_rebuild", "/opt/ofr/offline_rebuild")
-        made.put(ROOT / "tests" / "equality" / "driver.py", "/opt/ofr/driver.py")
-        made.put(folder / "index", "/opt/index")
-        made.load(folder / "base.tar")
-        made.ssh("mkdir -p /srv/web/web && cat > /srv/web/compose.yaml", input=COMPOSE)
-        write(made, {"Dockerfile": DOCKERFILE, **tree("ofrone")})
-        build(made, "ofr-npm-web:1")
-        made.ssh(
-            "cd /srv/web && docker save ofr-npm-web:1 -o /opt/web.tar && docker image rm ofr-npm-web:1"
-            " && docker builder prune -af && docker load -i /opt/web.tar && docker compose up -d --wait"
-        )
+    files = {"Dockerfile": DOCKERFILE, **tree("ofrone")}
+    with serving("npm", request.param, "node", folder, COMPOSE, files, build) as made:
         yield made
 
 
@@ -114,34 +97,15 @@ def build(host: Host, name: str) -> None:
     )
 
 
-def write(host: Host, files: dict[str, str]) -> None:
-    for path, text in files.items():
-        host.ssh(f"cat > /srv/web/web/{path} && chmod 644 /srv/web/web/{path}", input=text)
-
-
-def run(host: Host, **request: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(host.ssh(["python3", "-c", DRIVER], input=json.dumps(request)).stdout)
-    return answer
-
-
-def refused(host: Host, **request: Any) -> str:
-    """What a plan says that is refused; it leaves the host as it is."""
-    before = host.ssh(STATE).stdout
-    planned = run(host, check=True, **request)
-    assert planned["failed"]
-    assert host.ssh(STATE).stdout == before
-    return str(planned["msg"])
-
-
 def test_a_package_is_added(host: Host, tmp_path: Path) -> None:
     write(host, tree("ofrone", "ofrtwo"))
-    assert "npm ci --ignore-scripts" in refused(host)
-    assert "[npm-cache-missing]" in refused(host, **CACHE)
+    assert "npm ci --ignore-scripts" in plan_refused(host)
+    assert "[npm-cache-missing]" in plan_refused(host, **CACHE)
     put(tmp_path / "part", "ofrone")
     host.put(tmp_path / "part", "/opt/npm-cache")
-    assert "has no ofrtwo@1.0.0 (package-lock.json: +ofrtwo@1.0.0)" in refused(host, **CACHE)
+    assert "has no ofrtwo@1.0.0 (package-lock.json: +ofrtwo@1.0.0)" in plan_refused(host, **CACHE)
     write(host, {"package.json": tree("ofrone")["package.json"]})
-    assert "package-lock.json disagrees with package.json about ofrtwo" in refused(host, **CACHE)
+    assert "package-lock.json disagrees with package.json about ofrtwo" in plan_refused(host, **CACHE)
     write(host, tree("ofrone", "ofrtwo"))
     put(tmp_path / "part", "ofrtwo")
     host.put(tmp_path / "part", "/opt/npm-cache")
