@@ -61,8 +61,6 @@ error:
   type: dict
 """
 
-import socket
-
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.offline_rebuild.delta import DeltaRequest, make_for
 from ansible.module_utils.offline_rebuild.errors import OfflineRebuildError
@@ -83,7 +81,6 @@ def main() -> None:
     try:
         archives = make_for(DeltaRequest(**module.params))
     except OfflineRebuildError as error:
-        error.host = socket.gethostname()
         module.fail_json(msg=str(error), error=error.to_dict())
     module.exit_json(changed=bool(archives), archives=archives)
 

@@ -102,11 +102,10 @@ error:
 from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.offline_rebuild.errors import OfflineRebuildError
+from ansible.module_utils.offline_rebuild.errors import OfflineRebuildError, on_this_host
 from ansible.module_utils.offline_rebuild.prune import prune
 from ansible.module_utils.offline_rebuild.render import printable
 from ansible.module_utils.offline_rebuild.run import Request
-from ansible.module_utils.offline_rebuild.status import on_this_host
 
 ARGUMENT_SPEC: Dict[str, Any] = {
     "project_src": {"type": "path", "required": True},

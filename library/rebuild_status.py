@@ -124,7 +124,7 @@ from typing import Any, Dict, List
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.offline_rebuild import render, status
-from ansible.module_utils.offline_rebuild.errors import OfflineRebuildError
+from ansible.module_utils.offline_rebuild.errors import OfflineRebuildError, on_this_host
 from ansible.module_utils.offline_rebuild.run import Request
 
 ARGUMENT_SPEC: Dict[str, Any] = {
@@ -169,7 +169,7 @@ def main() -> None:
     given = dict(module.params)
     show, lines, since = given.pop("show"), given.pop("lines"), given.pop("since")
     try:
-        with status.on_this_host():
+        with on_this_host():
             result = tell(Request(check=True, **given), show, lines, since)
     except OfflineRebuildError as error:
         module.fail_json(msg=str(error), error=error.to_dict())

@@ -15,15 +15,14 @@ import json
 import os
 import re
 import shutil
-import socket
 import tarfile
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Tuple
 
 from .cli import Docker
 from .delta import holdings
-from .errors import OfflineRebuildError, of_system
-from .files import write_atomic
+from .errors import OfflineRebuildError, on_this_host
+from .files import existing_parent, write_atomic
 from .image import Image, ImageStore
 from .importer import ImportRequest, import_archives
 from .layers import EvidenceStore
@@ -109,7 +108,7 @@ def ask(request: BundleRequest) -> Dict[str, Any]:
         the ``same`` disk), ``msg``, ``changed`` (``False``).
     :raises OfflineRebuildError: ``archive-platform``, ``bundle-older``, and those of an engine that is not there.
     """
-    with _named_host():
+    with on_this_host():
         docker = Docker()
         docker.require(compose=None)
         store = ImageStore(docker)
@@ -130,17 +129,6 @@ def ask(request: BundleRequest) -> Dict[str, Any]:
             "imported": str(last.get("id") or ""),
             "free": _free(request, store),
         }
-
-
-@contextlib.contextmanager
-def _named_host() -> Iterator[None]:
-    try:
-        yield
-    except OfflineRebuildError as error:
-        error.host = socket.gethostname()
-        raise
-    except OSError as error:
-        raise of_system(error) from error
 
 
 def _last(request: BundleRequest) -> Mapping[str, Any]:
@@ -199,7 +187,7 @@ def _lacking_lists(request: BundleRequest) -> List[str]:
 
 
 def _free(request: BundleRequest, store: ImageStore) -> Dict[str, Any]:
-    places = [_existing(path) for path in (os.path.abspath(request.state_dir), store.info.root)]
+    places = [existing_parent(path) for path in (request.state_dir, store.info.root)]
     state, engine = (os.statvfs(path) for path in places)
     return {
         "state": state.f_bavail * state.f_frsize,
@@ -208,19 +196,13 @@ def _free(request: BundleRequest, store: ImageStore) -> Dict[str, Any]:
     }
 
 
-def _existing(path: str) -> str:
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
-
-
 def take(request: BundleRequest) -> Dict[str, Any]:
     """Load the archive that was sent, and keep the records and lists that came along. What was sent is removed.
 
     :returns: the module's result: ``changed``, ``msg``, ``archives`` (importer.py), ``records`` and ``lists``, numbers.
     :raises OfflineRebuildError: those of importer.py; ``bundle-invalid``. The lists are taken back then.
     """
-    with _named_host():
+    with on_this_host():
         try:
             return _take(request)
         finally:

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Seque
 
 from . import messages, render
 from .cli import Docker
-from .errors import OfflineRebuildError
+from .errors import OfflineRebuildError, on_this_host
 from .image import ImageStore
 from .planner import image_store
 from .release import Journal, mask, secrets_of
@@ -574,8 +574,6 @@ def _act(
     working: str,
     secrets: Sequence[str],
 ) -> Answer:
-    from .status import on_this_host
-
     if COMMANDS[command].swaps:
         # A lost SSH session must not cut a run in the middle; it ends by itself when the gate is through.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

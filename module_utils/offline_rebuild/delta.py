@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .cli import Docker, parse_version
-from .errors import OfflineRebuildError, of_system
+from .errors import OfflineRebuildError, on_this_host
 from .graft import ImageDocument, add_documents, blob_name, manifest_of
 from .image import Image, ImageStore, missing_image, normal_ref, sha256
 from .reuse import same_platform
@@ -254,24 +254,22 @@ def make_for(request: DeltaRequest) -> List[Dict[str, Any]]:
 
     :raises OfflineRebuildError: ``holdings-invalid``, ``host-refused``, and as :func:`make`.
     """
-    docker = Docker()
-    docker.require(compose=None)
-    store = ImageStore(docker, os.path.join(request.state_dir, "configs"), True)
-    receivers = [
-        Receiver(
-            tuple(str(host) for host in item.get("hosts") or ()),
-            tuple(str(name) for name in item.get("images") or ()),
-            read_holdings(json.dumps(item.get("holdings"))),
-        )
-        for item in request.receivers
-    ]
-    try:
+    with on_this_host():
+        docker = Docker()
+        docker.require(compose=None)
+        store = ImageStore(docker, os.path.join(request.state_dir, "configs"), True)
+        receivers = [
+            Receiver(
+                tuple(str(host) for host in item.get("hosts") or ()),
+                tuple(str(name) for name in item.get("images") or ()),
+                read_holdings(json.dumps(item.get("holdings"))),
+            )
+            for item in request.receivers
+        ]
         made = make_all(store, receivers, request.folder)
-    except OSError as error:
-        raise of_system(error) from error
-    if request.forget:
-        docker.run("image", "rm", "--no-prune", *request.forget, check=False)
-    return made
+        if request.forget:
+            docker.run("image", "rm", "--no-prune", *request.forget, check=False)
+        return made
 
 
 def make_all(store: ImageStore, receivers: Sequence[Receiver], folder: str) -> List[Dict[str, Any]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any, Dict, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional
 
-__all__ = ["OfflineRebuildError", "of_system"]
+__all__ = ["OfflineRebuildError", "of_system", "on_this_host"]
 
 
 class OfflineRebuildError(Exception):
@@ -74,3 +75,18 @@ def of_system(error: OSError) -> OfflineRebuildError:
     )
     made.host = socket.gethostname()
     return made
+
+
+@contextmanager
+def on_this_host() -> Iterator[None]:
+    """Whatever fails inside leaves as an error that names the host.
+
+    :raises OfflineRebuildError: what was raised; ``host-refused`` for what the system refuses.
+    """
+    try:
+        yield
+    except OfflineRebuildError as error:
+        error.host = error.host or socket.gethostname()
+        raise
+    except OSError as error:
+        raise of_system(error) from error

@@ -1,10 +1,10 @@
-"""Writing files of the state directory."""
+"""Files and folders of the state directory."""
 
 from __future__ import annotations
 
 import os
 
-__all__ = ["write_atomic"]
+__all__ = ["existing_parent", "write_atomic"]
 
 
 def write_atomic(path: str, data: bytes) -> None:
@@ -16,3 +16,11 @@ def write_atomic(path: str, data: bytes) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(partial, path)
+
+
+def existing_parent(path: str) -> str:
+    """:returns: the path, or the nearest folder above it that is there."""
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path

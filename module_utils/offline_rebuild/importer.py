@@ -9,13 +9,12 @@ platform are compared afterwards.
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .archive import ArchivedImage, from_dict, read_archive
 from .cli import Docker
-from .errors import OfflineRebuildError
+from .errors import OfflineRebuildError, on_this_host
 from .image import Image, ImageStore
 from .layers import EvidenceStore, LayerReader
 from .places import RunningLayers
@@ -63,11 +62,8 @@ def import_archives(request: ImportRequest) -> Dict[str, Any]:
         ``load`` in check mode, ``images``) and ``recorded``, the number of layers that were read.
     :raises OfflineRebuildError: ``archive-missing``, ``archive-invalid``, ``archive-platform``, ``load-failed``.
     """
-    try:
+    with on_this_host():
         return _import(request)
-    except OfflineRebuildError as error:
-        error.host = socket.gethostname()
-        raise
 
 
 def _import(request: ImportRequest) -> Dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import IO, Any, Dict, Mapping, Optional, Type
 
 from .errors import OfflineRebuildError
 
-__all__ = ["Holder", "Lock", "holder"]
+__all__ = ["Holder", "Lock", "holder", "is_guarded"]
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -138,7 +138,7 @@ def holder(state_dir: str, project: str) -> Optional[Holder]:
     """:returns: who holds the lock, ``None`` if it is free. Nothing is written; a run that starts at the same moment
     waits for a twentieth of a second at most."""
     folder = os.path.join(state_dir, "locks", project + ".lock")
-    at_work = _guarded(os.path.join(state_dir, "locks", project + ".guard"))
+    at_work = is_guarded(os.path.join(state_dir, "locks", project + ".guard"))
     owner = _read(folder)
     if owner is None and not at_work and not os.path.isdir(folder):
         return None
@@ -161,11 +161,14 @@ def holder(state_dir: str, project: str) -> Optional[Holder]:
     )
 
 
-def _guarded(path: str) -> bool:
-    """:returns: whether a process holds the guard."""
+def is_guarded(path: str, shared: bool = True) -> bool:
+    """Whether a process holds a guard. Nothing is written.
+
+    :param shared: those that share it do not count.
+    """
     try:
         with open(path, "rb") as guard:
-            fcntl.flock(guard, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(guard, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

@@ -20,7 +20,6 @@ stay. Volumes and containers are never touched.
 from __future__ import annotations
 
 import calendar
-import fcntl
 import os
 import re
 import shutil
@@ -34,7 +33,7 @@ from .compose import Project
 from .errors import OfflineRebuildError
 from .graft import REGISTRY, SENT, Making
 from .image import ImageStore
-from .lock import Lock
+from .lock import Lock, is_guarded
 from .planner import image_store
 from .release import FINISHED, Journal, Release
 from .run import Request, open_project, options_of, settings_of
@@ -331,7 +330,7 @@ class _Pruning:
             made=frozenset(_made(known)),
             releases=frozenset(ids),
             certain=certain,
-            busy=_is_busy(self.making.path),
+            busy=is_guarded(self.making.path, shared=False),
             cache=_cache(self.docker) if cache_days else (),
             cache_days=cache_days,
             now=time.time(),
@@ -422,18 +421,6 @@ def _repository(image: str) -> str:
         if name.startswith(prefix):
             return name[len(prefix) :]
     return name
-
-
-def _is_busy(path: str) -> bool:
-    """Whether another run makes images. Nothing is written."""
-    try:
-        with open(path, "rb") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _cache(docker: Docker) -> Tuple[CacheEntry, ...]:

@@ -16,8 +16,9 @@ from . import compose, health, once, rollback, swap, transaction
 from .ahead import Ahead
 from .cli import Docker, EngineInfo, parse_version
 from .compose import Project
-from .errors import OfflineRebuildError, of_system
+from .errors import OfflineRebuildError, of_system, on_this_host
 from .estimate import estimated
+from .files import existing_parent
 from .later import Later
 from .lock import Lock
 from .plan import Plan, ServicePlan
@@ -395,15 +396,10 @@ def survey(request: Request) -> List[Need]:
 
     :raises OfflineRebuildError: for bad input.
     """
-    try:
+    with on_this_host():
         docker = Docker()
         docker.require()
         return needs(Planner(docker, open_project(docker, request), settings_of(request), set(request.services)))
-    except OfflineRebuildError as error:
-        error.host = socket.gethostname()
-        raise
-    except OSError as error:
-        raise of_system(error) from error
 
 
 def open_project(docker: Docker, request: Any) -> Project:
@@ -484,7 +480,7 @@ def _preflight(info: EngineInfo, plan: Plan, request: Request) -> None:
 
 def _room(info: EngineInfo, request: Request) -> None:
     """:raises OfflineRebuildError: ``disk-full``."""
-    for path in dict.fromkeys((info.root, _existing_parent(request.state_dir))):
+    for path in dict.fromkeys((info.root, existing_parent(request.state_dir))):
         try:
             stat = os.statvfs(path)
         except OSError:
@@ -497,13 +493,6 @@ def _room(info: EngineInfo, request: Request) -> None:
                 "free some: docker image prune removes images without a name; see docker system df",
                 file=path,
             )
-
-
-def _existing_parent(path: str) -> str:
-    path = os.path.abspath(path)
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path
 
 
 def _summary(plan: Plan) -> str:

@@ -19,14 +19,13 @@ import os
 import re
 import socket
 import subprocess
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from . import compose
 from .cli import Docker
 from .compose import ContainerState, Project
-from .errors import OfflineRebuildError, of_system
+from .errors import OfflineRebuildError
 from .image import normal_ref
 from .later import Later
 from .lock import Holder, holder
@@ -48,7 +47,6 @@ __all__ = [
     "histories",
     "layers",
     "logs",
-    "on_this_host",
     "release",
     "releases",
     "status",
@@ -230,21 +228,6 @@ class LogText:
     container: str
     state: str
     lines: Tuple[str, ...] = field(default_factory=tuple)
-
-
-@contextmanager
-def on_this_host() -> Iterator[None]:
-    """Whatever fails inside leaves as an error that names the host.
-
-    :raises OfflineRebuildError: what was raised; ``host-refused`` for what the system refuses.
-    """
-    try:
-        yield
-    except OfflineRebuildError as error:
-        error.host = error.host or socket.gethostname()
-        raise
-    except OSError as error:
-        raise of_system(error) from error
 
 
 # -- status -----------------------------------------------------------------------------------------------------------
